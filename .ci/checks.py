@@ -1,0 +1,464 @@
+"""What CI checks besides the tests and the linters. `.ci/run` calls it:
+
+checks.py layout            the top level, the imports and the line budget of the module
+checks.py imports PYTHON    the module imports alone, vendored and twice under that Python
+checks.py wheel FILE        the wheel holds the module and its metadata, nothing else
+checks.py examples          every file in examples/ runs and prints what it should
+checks.py hosted            those examples that need packages from PyPI; all must be there
+
+Needs Python 3.10 or later (`sys.stdlib_module_names`). Finds all it can, then fails once.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tokenize
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = ROOT / 'microconnect.py'
+EXAMPLES = ROOT / 'examples'
+TOP_LEVEL = {'README.md', 'examples', 'microconnect.py', 'pyproject.toml', 'test_microconnect.py'}
+HEAVY = {'argparse', 'asyncio', 'inspect', 'logging'}  # each costs more than the module itself
+
+# The budget of the module, in lines.
+MOST_LINES = 1200
+MOST_CODE = 650
+LONGEST_FUNCTION = 40
+MEDIAN_FUNCTION = 10  # below it
+LONGEST_CLASS = 200
+
+problems = []
+
+
+def problem(text):
+    """Report *text* and go on: the run fails at its end."""
+    problems.append(text)
+    print(f'PROBLEM: {text}')
+
+
+########################################################################
+# layout
+########################################################################
+
+
+def check_layout():
+    check_top_level()
+    source = MODULE.read_text(encoding='utf-8')
+    tree = ast.parse(source)
+    check_stdlib_only(tree)
+    check_budget(source, tree)
+
+
+def check_top_level():
+    # Files not yet committed count, ignored ones do not; the owner of a clone does not matter.
+    command = ['git', '-c', 'safe.directory=*', 'ls-files', '-co', '--exclude-standard', '-z']
+    listed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    paths = [path for path in listed.decode().split('\0') if path and (ROOT / path).exists()]
+    seen = {path.split('/')[0] for path in paths}
+    visible = {name for name in seen if not name.startswith('.')}
+    if visible != TOP_LEVEL:
+        problem(f'top level: expected {sorted(TOP_LEVEL)}, not {sorted(visible)}')
+    print(f'top level: {", ".join(sorted(visible))}')
+
+
+def imported(tree):
+    """Yield the name and the line of each module that *tree* imports, in functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield '.' * node.level + (node.module or ''), node.lineno
+
+
+def check_stdlib_only(tree):
+    modules = sorted(imported(tree))
+    for name, line in modules:
+        if name.split('.')[0] not in sys.stdlib_module_names:
+            problem(f'microconnect.py:{line} imports {name!r}, which is not in the stdlib')
+    print(f'imports: {", ".join(sorted({name for name, _ in modules}))}')
+
+
+def check_budget(source, tree):
+    code = code_lines(source)
+    functions = lengths(tree, (ast.FunctionDef, ast.AsyncFunctionDef))
+    classes = lengths(tree, ast.ClassDef)
+    limit('lines', len(source.splitlines()), MOST_LINES)
+    limit('lines of code', len(code), MOST_CODE)
+    for name, length in functions:
+        limit(f'lines in function {name}', length, LONGEST_FUNCTION, quiet=True)
+    for name, length in classes:
+        limit(f'lines in class {name}', length, LONGEST_CLASS, quiet=True)
+    median = statistics.median(length for _, length in functions) if functions else 0
+    if median >= MEDIAN_FUNCTION:
+        problem(f'median function has {median} lines, it must be under {MEDIAN_FUNCTION}')
+    print(f'functions: {len(functions)}, median {median}, longest {longest(functions)}')
+    print(f'classes: {len(classes)}, longest {longest(classes)}')
+
+
+def limit(what, found, most, quiet=False):
+    if found > most:
+        problem(f'{what}: {found}, at most {most}')
+    elif not quiet:
+        print(f'{what}: {found} of {most}')
+
+
+def lengths(tree, kinds):
+    """The name and the length of each definition in *tree*, docstring included."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [(node.name, node.end_lineno - node.lineno + 1) for node in nodes]
+
+
+def longest(named_lengths):
+    ranked = sorted(named_lengths, key=lambda pair: -pair[1])
+    return ', '.join(f'{name} {length}' for name, length in ranked[:3])
+
+
+def code_lines(source):
+    """The numbers of the lines of *source* that hold code: no docstring, comment or blank."""
+    text = source.splitlines()
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    lines, statement = set(), []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in silent:
+            continue
+        if token.type != tokenize.NEWLINE:
+            statement.append(token)
+            continue
+        if any(part.type != tokenize.STRING for part in statement):  # a lone string is none
+            for part in statement:
+                lines.update(range(part.start[0], part.end[0] + 1))
+        statement = []
+    return {number for number in lines if text[number - 1].strip()}
+
+
+########################################################################
+# imports
+########################################################################
+
+# Each runs under `python -S -I -W error`, with a folder that holds the module as argument.
+PROGRAMS = {
+    'alone': """
+import sys
+sys.path.insert(0, sys.argv[1])
+import microconnect
+heavy = set(sys.argv[2].split()) & set(sys.modules)
+if heavy:
+    sys.exit('import microconnect also imports ' + ', '.join(sorted(heavy)))
+""",
+    'vendored': """
+import sys
+sys.path.insert(0, sys.argv[1])
+import package.app
+assert 'microconnect' not in sys.modules, 'it imported itself under a fixed name'
+""",
+    'twice': """
+import importlib.util, sys
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, sys.argv[1] + '/microconnect.py')
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+first, second = load('first'), load('second')
+micro = first.Microservice('service')
+@micro.typing('/double')
+@micro.reply
+def double(x):
+    return 2 * x
+with micro.start(port=0, host='127.0.0.1'):
+    with second.Friend('service', micro.address) as friend:
+        assert friend.send('/double', 21) == 42
+assert first.Friend('service', micro).send('/double', 21) == 42
+""",
+}
+VENDORING_APP = """
+from .vendor import microconnect
+Micro = microconnect.Microservice(__name__)
+@Micro.typing('/hello')
+@Micro.reply
+def hello(name):
+    return 'Welcome ' + name
+assert microconnect.Friend('app', Micro).send('/hello', 'you') == 'Welcome you'
+"""
+
+
+def check_imports(python):
+    with tempfile.TemporaryDirectory() as folder:
+        alone, package = Path(folder, 'alone'), Path(folder, 'vendored', 'package')
+        (package / 'vendor').mkdir(parents=True)
+        (package / '__init__.py').touch()
+        (package / 'vendor' / '__init__.py').touch()
+        (package / 'app.py').write_text(VENDORING_APP)
+        alone.mkdir()
+        for place in (alone, package / 'vendor'):
+            shutil.copy(MODULE, place)
+        for name, program in PROGRAMS.items():
+            place = package.parent if name == 'vendored' else alone
+            for flags in ([], ['-OO']):
+                run_program(python, name, [*flags, '-c', program, str(place), ' '.join(HEAVY)])
+
+
+def run_program(python, name, arguments):
+    command = [python, '-S', '-I', '-W', 'error', *arguments]
+    try:
+        result = subprocess.run(command, timeout=60, **CAPTURED)
+    except subprocess.TimeoutExpired:
+        problem(f'import {name} under {python}: not done in 60 s')
+    else:
+        # Only a service that was started may say so.
+        if result.returncode or (result.stdout and name != 'twice'):
+            problem(f'import {name} under {python}: status {result.returncode}\n{result.stdout}')
+
+
+CAPTURED = {
+    'stdin': subprocess.DEVNULL,
+    'stdout': subprocess.PIPE,
+    'stderr': subprocess.STDOUT,
+    'encoding': 'utf-8',
+    'errors': 'replace',
+}
+
+
+########################################################################
+# wheel
+########################################################################
+
+
+def check_wheel(path):
+    version = ast_constant('__version__')
+    info = f'microconnect-{version}.dist-info'
+    expected = {'microconnect.py', f'{info}/METADATA', f'{info}/RECORD', f'{info}/WHEEL'}
+    with zipfile.ZipFile(path) as wheel:
+        names = {name for name in wheel.namelist() if f'{info}/licenses/' not in name}
+        if names != expected:
+            problem(f'wheel: expected {sorted(expected)}, not {sorted(names)}')
+        elif wheel.read('microconnect.py') != MODULE.read_bytes():
+            problem('wheel: its microconnect.py is another one')
+        print('\n'.join(sorted(wheel.namelist())))
+
+
+def ast_constant(name):
+    """The constant that the module assigns to *name*, without importing the module."""
+    for node in ast.parse(MODULE.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == name for target in node.targets
+        ):
+            return ast.literal_eval(node.value)
+    raise SystemExit(f'microconnect.py assigns no {name}')
+
+
+########################################################################
+# examples
+########################################################################
+
+# Scripts that end by themselves: their arguments, and what they print among other things.
+SCRIPTS = {
+    'quickstart.py': ([], 'Welcome Mr. Developer'),
+    'benchmark.py': (['--quick'], ''),
+    'stress.py': (['--quick'], ''),
+}
+# A service, the caller to run beside it, and what the caller prints.
+PAIRS = [
+    ('hello/app1.py', 'hello/app2.py', 'Welcome Mr. Developer'),
+    ('tutorial/run.py', 'tutorial/friend.py', '1000000003.1427'),
+]
+
+
+def check_examples(hosted=False):
+    """Run every example, or only those that need packages from PyPI; none is left out."""
+    present = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob('*.py')}
+    covered = set()
+    for service, caller, expected in PAIRS:
+        covered |= {service, caller, *siblings(service), *siblings(caller)}
+        if not {service, caller} <= present:
+            problem(f'examples: {service} or {caller} is missing')
+        elif wanted({service, caller}, hosted):
+            run_pair(service, caller, expected)
+    for script in sorted(present - covered):
+        covered |= siblings(script)
+    for script in sorted(present - covered):
+        arguments, expected = SCRIPTS.get(script, ([], ''))
+        if wanted({script}, hosted):
+            run_script(script, arguments, expected)
+
+
+def siblings(script):
+    """The files beside *script* that it imports: running it runs them."""
+    path = EXAMPLES / script
+    names = {name for name, _ in imported(parsed(path))} if path.exists() else set()
+    found = {path.with_name(f'{name}.py') for name in names}
+    return {other.relative_to(EXAMPLES).as_posix() for other in found if other.exists()}
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding='utf-8'), str(path))
+
+
+def wanted(scripts, hosted):
+    """Say whether to run *scripts* now: their packages are there, and it is their turn."""
+    packages = set().union(*(packages_of(EXAMPLES / script) for script in scripts))
+    missing = sorted(name for name in packages if importlib.util.find_spec(name) is None)
+    if missing and hosted:
+        problem(f'examples: {sorted(scripts)} need {missing}')
+    elif missing:
+        print(f'-- not now, {", ".join(missing)} not installed: {", ".join(sorted(scripts))}')
+    return not missing and bool(packages) == hosted
+
+
+def packages_of(path):
+    """The packages that *path* cannot do without: what it imports at its top, unguarded."""
+    body = ast.Module([n for n in parsed(path).body if not isinstance(n, ast.Try)], [])
+    names = {name.split('.')[0] for name, _ in imported(top_only(body))}
+    ours = {'', 'microconnect', *(other.stem for other in path.parent.glob('*.py'))}
+    return names - ours - sys.stdlib_module_names
+
+
+def top_only(tree):
+    statements = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return ast.Module(statements, [])
+
+
+def run_script(script, arguments, expected):
+    """Run one example to its end."""
+    print(f'-- {script} {" ".join(arguments)}'.rstrip())
+    report(script, expected, *finish(EXAMPLES / script, arguments))
+
+
+def finish(path, arguments=(), seconds=120):
+    """The exit status and the output of the script at *path*, run in its own folder."""
+    command = [sys.executable, '-u', path.name, *arguments]
+    try:
+        result = subprocess.run(command, cwd=path.parent, timeout=seconds, **CAPTURED)
+    except subprocess.TimeoutExpired as exception:
+        output = exception.output or b''
+        return f'none after {seconds} s', output.decode('utf-8', 'replace')
+    return result.returncode, result.stdout
+
+
+def report(script, expected, status, output):
+    print(output.rstrip())
+    if status != 0:
+        problem(f'examples/{script}: exit status {status}')
+    elif expected not in output:
+        problem(f'examples/{script}: {expected!r} is not in what it prints')
+
+
+def run_pair(service, caller, expected):
+    """Serve one example and run the other beside it, as a reader would in two terminals."""
+    print(f'-- {service} with {caller}')
+    with on_free_port(service, caller) as (folder, port):
+        with running(folder / service) as process:
+            if wait_until_served(process, port):
+                report(caller, expected, *finish(folder / caller))
+            else:
+                problem(f'examples/{service}: does not listen on {port}')
+
+
+@contextlib.contextmanager
+def on_free_port(service, caller):
+    """The folder of the two scripts and their port; of a copy if that port is taken."""
+    text = (EXAMPLES / caller).read_text(encoding='utf-8')
+    ports = set(re.findall(r'(?:127\.0\.0\.1|localhost):(\d+)', text))
+    if len(ports) != 1:
+        raise SystemExit(f'examples/{caller} calls the ports {sorted(ports)}, expected one')
+    old = int(ports.pop())
+    if is_free(old):
+        yield EXAMPLES, old
+        return
+    new = free_port()
+    print(f'   port {old} is taken: copies with {new}')
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(MODULE, folder)
+        copy = Path(folder, EXAMPLES.name)
+        shutil.copytree(EXAMPLES, copy)
+        for path in (copy / service).parent.glob('*.py'):
+            text = re.sub(rf'\b{old}\b', str(new), path.read_text(encoding='utf-8'))
+            text = re.sub(r'\.run\((?!.*port)', f'.run(port={new}, ', text)
+            path.write_text(text, encoding='utf-8')
+        yield copy, new
+
+
+def is_free(port):
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(('0.0.0.0', port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(path):
+    """Run the service at *path* until the block ends; it must still run, and stop cleanly."""
+    with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as log:
+        streams = {'stdin': subprocess.DEVNULL, 'stdout': log, 'stderr': log}
+        process = subprocess.Popen([sys.executable, '-u', path.name], cwd=path.parent, **streams)
+        try:
+            yield process
+            if process.poll() is None:
+                process.terminate()
+                process.wait(20)
+                if process.returncode != 0:
+                    problem(f'{path.name}: exit status {process.returncode} after SIGTERM, not 0')
+            else:
+                problem(f'{path.name}: ended too early with status {process.returncode}')
+        except subprocess.TimeoutExpired:
+            problem(f'{path.name}: does not stop in 20 s')
+        finally:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            print(''.join(f'   {path.name}: {line}' for line in log), end='')
+
+
+def wait_until_served(process, port):
+    """Say whether *process* listens on *port* in time."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(('127.0.0.1', port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+########################################################################
+
+
+def main(arguments):
+    if len(arguments) == 1 and arguments[0] == 'layout':
+        check_layout()
+    elif len(arguments) == 2 and arguments[0] == 'imports':
+        check_imports(arguments[1])
+    elif len(arguments) == 2 and arguments[0] == 'wheel':
+        check_wheel(arguments[1])
+    elif arguments in (['examples'], ['hosted']):
+        check_examples(hosted=arguments == ['hosted'])
+    else:
+        raise SystemExit(__doc__)
+    if problems:
+        raise SystemExit(f'{len(problems)} problem{"s" if len(problems) > 1 else ""}, see above')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

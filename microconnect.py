@@ -1,0 +1,2029 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) the microconnect authors. The licence stands whole at the end of this file.
+"""Call a function in another process as if it were local: one file, standard library only.
+
+A service lists functions under rules::
+
+    from microconnect import Microservice
+
+    Micro = Microservice(__name__)
+
+    @Micro.typing('/helloworld')
+    @Micro.reply
+    def helloworld(name):
+        return f'Welcome {name}'
+
+    if __name__ == '__main__':
+        Micro.run()
+
+and a friend, in another process or on another machine, calls them::
+
+    from microconnect import Friend
+
+    aFriend = Friend('app1', 'http://127.0.0.1:5000')
+    print(aFriend.send('/helloworld', 'Mr. Developer'))    # Welcome Mr. Developer
+
+The wire is HTTP/1.1 (RFC 9112) and JSON (RFC 8259), that of microservices_connector:
+
+    request   POST <rule>, Content-Type: application/json
+    args      array: the positional arguments             missing means []
+    kwargs    object: the keyword arguments               missing means {}
+    token     string or null: the rule's token            missing means null
+
+    reply     200, Content-Type: application/json, an array of the returned values
+    return 7                [7]
+    return a, b, None       [a, b, null]
+    return [1, 2]           [[1, 2]]
+    no return               [null]
+    return ()               []
+
+Any other status is a failure, told as RFC 9457 problem details (application/problem+json) with
+`title`, `status`, `detail` and, where the function raised, `exception`: {`type`, `message`,
+`traceback` (in debug only)}.  `Friend.send` raises it, never returns it:
+
+    what happened                                 status         raised           did it run?
+    refused, DNS, TLS: never sent                                Unreachable      no
+    connection lost after sending                                ConnectionLost   perhaps
+    no full reply in time                                        CallTimeout      perhaps
+    the reply is not one                                         BadReply         perhaps
+    malformed request, not application/json       400, 415 ...   BadCall          no
+    arguments do not fit the signature            422            BadArguments     no
+    token missing or wrong; a foreign web page    401, 403       Forbidden        no
+    no such rule, wrong method                    404, 405       UnknownRule      no
+    too large                                     413, 431       TooLarge         no
+    too busy, stopping, or too slow to ask        503, 408       Busy             no
+    the function raised                           500            RemoteError      yes
+
+Limits.  A token is not encryption: give an `ssl_context` where the network is not yours.  A tuple
+arrives as several values, so a tuple of one arrives as its element.  A class arrives as a dict of
+its public attributes.  The keys of a dict arrive as strings.  NaN and the infinities have no JSON
+form.  There is no discovery, no queue and no broker; a call in progress holds a thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import collections
+import collections.abc
+import contextlib
+import contextvars
+import datetime
+import enum
+import errno
+import functools
+import hmac
+import http
+import http.server
+import itertools
+import json
+import os
+import re
+import select
+import socket
+import socketserver
+import sys
+import threading
+import time
+import types
+import urllib.parse
+import urllib.request
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
+if TYPE_CHECKING:
+    import logging
+    import ssl
+    from typing import (
+        Any,
+        Awaitable,
+        Callable,
+        Dict,
+        Iterable,
+        List,
+        Mapping,
+        Optional,
+        Sequence,
+        Tuple,
+        Type,
+        TypeVar,
+        Union,
+    )
+
+    Function = TypeVar('Function', bound=Callable[..., Any])
+    Headers = Tuple[Tuple[str, str], ...]
+    Answer = Tuple[int, Headers, bytes]
+
+__version__ = '0.1.0'
+# fmt: off
+__all__ = [
+    'BadArguments', 'BadCall', 'BadReply', 'Busy', 'CallTimeout', 'ConnectionLost', 'Forbidden',
+    'Friend', 'MicroconnectError', 'Microservice', 'RemoteError', 'TooLarge', 'UnknownRule',
+    'Unreachable',
+]
+# fmt: on
+
+
+def _logger() -> logging.Logger:
+    import logging  # loaded by the first line logged: it is half as large as all the rest
+
+    return logging.getLogger('microconnect')
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+class MicroconnectError(Exception):
+    """The root of what a call can raise.
+
+    Attributes:
+        rule (str or None): the rule that was called.
+        address (str or None): where it was called.
+        status (int or None): the HTTP status of the failure; None where no reply told it.
+        sent (bool): False means that the function did not run: it is safe to send again.
+    """
+
+    rule: Optional[str] = None
+    address: Optional[str] = None
+    status: Optional[int] = None
+    sent = False
+
+    def __init__(self, message: str = '', **facts: Any) -> None:
+        # Not super(): beside a builtin exception the next class may want other arguments.
+        Exception.__init__(self, message)
+        self.__dict__.update(facts)
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ''
+
+    def at(self, rule: str, address: str) -> MicroconnectError:
+        """Say of which call this is the failure."""
+        self.rule, self.address = rule, address
+        self.args = (f'{rule} at {address}: {self}',)
+        return self
+
+
+class Unreachable(MicroconnectError, ConnectionError):
+    """No connection could be made (refused, DNS, TLS): nothing was sent."""
+
+
+class ConnectionLost(MicroconnectError, ConnectionError):
+    """The connection ended before a reply came: the function may have run."""
+
+    sent = True
+
+
+class CallTimeout(MicroconnectError, TimeoutError):
+    """No full reply came in time: the function may have run."""
+
+    sent = True
+
+
+class BadReply(MicroconnectError, ValueError):
+    """What came back is not a reply: the function may have run."""
+
+    sent = True
+
+
+class BadCall(MicroconnectError, ValueError):
+    """The request is malformed, or has a value with no JSON form."""
+
+    status = 400
+
+
+class BadArguments(MicroconnectError, TypeError):
+    """The arguments do not fit the function's signature."""
+
+    status = 422
+
+
+class Forbidden(MicroconnectError, PermissionError):
+    """The token is missing or wrong (401), or a foreign web page asked (403)."""
+
+    status = 401
+
+
+class UnknownRule(MicroconnectError, LookupError):
+    """The service has no such rule (404), or not for this method (405)."""
+
+    status = 404
+
+
+class TooLarge(MicroconnectError, ValueError):
+    """The request is larger than the service takes, or the reply than the friend takes."""
+
+    status = 413
+
+
+class Busy(MicroconnectError, ConnectionError):
+    """The service is too busy, or stopping (503), or the request came too slowly (408)."""
+
+    status = 503
+
+
+class RemoteError(MicroconnectError):
+    """The function raised.  Where the type is a builtin exception, the error is one of it too.
+
+    Attributes:
+        type (str): the name of the exception's class.
+        traceback (str or None): where it was raised; told by a service in debug only.
+    """
+
+    status = 500
+    sent = True
+    type = 'Exception'
+    traceback: Optional[str] = None
+
+    def __reduce__(self) -> Any:
+        return _remote_error, (str(self), self.__dict__)
+
+
+def _remote_error(message: str, facts: Dict[str, Any]) -> RemoteError:
+    return _remote_error_class(facts.get('type', ''))(message, **facts)
+
+
+@functools.lru_cache(maxsize=128)
+def _remote_error_class(name: str) -> Type[RemoteError]:
+    """The RemoteError that is also the builtin exception *name*; RemoteError for other names."""
+    kind = vars(builtins).get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return RemoteError
+    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+        return RemoteError  # would silently end the loop around the call
+    made = type('RemoteError', (RemoteError, kind), {'__module__': __name__})
+    try:
+        made('')
+    except TypeError:  # an ExceptionGroup cannot be made of a message alone
+        return RemoteError
+    return made
+
+
+_ERRORS: Dict[int, Type[MicroconnectError]] = {
+    status: kind
+    for kind, statuses in (
+        (BadCall, (400, 411, 414, 415, 417, 505)),
+        (BadArguments, (422,)),
+        (Forbidden, (401, 403)),
+        (UnknownRule, (404, 405, 501)),
+        (TooLarge, (413, 431)),
+        (Busy, (408, 503)),
+    )
+    for status in statuses
+}
+_JSON = (('Content-Type', 'application/json'),)
+_PROBLEM = (('Content-Type', 'application/problem+json'),)
+
+
+def _problem(status: int, detail: str, **members: Any) -> bytes:
+    """RFC 9457 problem details."""
+    title = http.HTTPStatus(status).phrase
+    return _encode_text(dict(title=title, status=status, detail=detail, **members)).encode()
+
+
+def _error_from_reply(status: int, body: bytes) -> MicroconnectError:
+    """The error that a reply with another status than 200 tells of."""
+    try:
+        problem = _decode(body)
+    except ValueError:
+        problem = None
+    told = problem if isinstance(problem, dict) else {}
+    detail = str(told.get('detail') or f'the service answered {status}, without saying why')
+    if status != 500:
+        return _ERRORS.get(status, BadReply)(detail, status=status)
+    raised = told.get('exception')
+    facts = raised if isinstance(raised, dict) else {}
+    return _remote_error(detail, {k: str(facts[k]) for k in ('type', 'traceback') if k in facts})
+
+
+# ---------------------------------------------------------------------------------------- values
+
+
+def _plain(value: Any) -> Any:
+    """Give the JSON form of what json has none for: json calls it, so plain data is never walked.
+
+    Raises TypeError where there is no faithful form.
+    """
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, collections.abc.Mapping):
+        return dict(value)
+    if isinstance(value, _SERIES):
+        return list(value)
+    if _is_loaded(value, 'decimal', 'Decimal') or _is_loaded(value, 'uuid', 'UUID'):
+        return str(value)
+    return _attributes(value)
+
+
+_SERIES = (
+    collections.abc.Set,
+    collections.abc.Iterator,
+    collections.abc.ValuesView,
+    collections.deque,
+    range,
+)
+
+
+def _is_loaded(value: Any, module: str, name: str) -> bool:
+    """isinstance, without importing *module*: where nobody has, there is no such value."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _attributes(value: Any) -> Dict[str, Any]:
+    """Give what a class travels as: its public attributes, callables left out, names sorted."""
+    kind = type(value)
+    if callable(value) or isinstance(value, types.ModuleType):
+        raise TypeError(f'{kind.__name__} has no JSON form')
+    if hasattr(kind, '__dataclass_fields__'):
+        fields = sys.modules['dataclasses'].fields(value)
+        return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
+    if not hasattr(value, '__dict__') and not hasattr(kind, '__slots__'):
+        raise TypeError(f'{kind.__name__} has no JSON form')
+    items = ((name, getattr(value, name)) for name in dir(value) if not name.startswith('_'))
+    return {name: item for name, item in items if not callable(item)}
+
+
+def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
+    """Find what in *value* has no JSON form: `reply[0].items[3]: function has no JSON form`."""
+    if any(value is outer for outer in above):
+        return f'{path}: holds itself'
+    if len(above) > 400:
+        return f'{path[:60]}...: nested too deeply'
+    try:
+        native = isinstance(value, (str, int, float, list, tuple, dict, type(None)))
+        form = value if native else _plain(value)
+        if not isinstance(form, (list, tuple, dict)):
+            _encode_text(form)
+            return ''
+    except Exception as error:
+        return f'{path}: {error}'
+    above += (value,)
+    if isinstance(form, (list, tuple)):
+        found = (_locate(item, f'{path}[{i}]', above) for i, item in enumerate(form))
+        return next(filter(None, found), '')
+    for key, item in form.items():
+        if not isinstance(key, (str, int, float, type(None))):
+            return f'{path}: a key is a {type(key).__name__}, and the keys of JSON are strings'
+        found_here = _locate(item, f'{path}[{key!r}]' if native else f'{path}.{key}', above)
+        if found_here:
+            return found_here
+    return ''
+
+
+_encode_text = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain).encode
+
+
+def _encode(value: Any, **parts: Any) -> bytes:
+    """Encode *value*; *parts* name what in it an error may be found in.
+
+    Raises TypeError or ValueError that names the path of what has no faithful form.
+    """
+    try:
+        return _encode_text(value).encode()
+    except Exception as error:
+        found = (_locate(part, name) for name, part in parts.items())
+        detail = next(filter(None, found), '') or f'{"/".join(parts)}: {error}'
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from None
+
+
+def _encode_reply(value: Any) -> bytes:
+    values = value if type(value) is tuple else (value,)
+    return _encode(values, reply=values)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f'{name} is not JSON')
+
+
+_decode_text = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
+def _decode(body: bytes) -> Any:
+    """Decode JSON strictly; ValueError says what is wrong."""
+    try:
+        return _decode_text(body.decode())
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
+
+
+# -------------------------------------------------------------------------------------- messages
+# HTTP/1.1 framing (RFC 9112), for both sides.  Nothing here knows a socket: a head is parsed by
+# a pure function, and a stream is whatever *receive* gives.
+
+
+class _BadMessage(Exception):
+    """The peer's bytes are not HTTP as RFC 9112 has it; *status* is what a server answers."""
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class _Ended(_BadMessage):
+    """The bytes ended in the middle of a message."""
+
+
+_CHUNKED = -1  # a length: the body is chunked
+_TO_THE_END = -2  # a length: the body ends with the connection
+_BLOCK = 1 << 18  # bytes of a body moved at a time; also what has to move within read_timeout
+_FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_FIELDS = rb'((?:' + _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n'
+_REQUEST_LINE = re.compile(rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n')
+_REQUEST = re.compile(_REQUEST_LINE.pattern + _FIELDS)
+_STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n')
+_REPLY = re.compile(_STATUS_LINE.pattern + _FIELDS)
+_HEAD_SO_FAR = re.compile(rb'(?:[!-~][^\r\n\0]*(?:\r\n[^\r\n\0]*)*\r?)?')
+_PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
+_TARGET = re.compile(rb'(?:[Hh][Tt][Tt][Pp][Ss]?://[^/?#@]+)?(/' + _PATH + rb')?(\?[^#]*)?')
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?')
+_TRAILER = re.compile(_TOKEN + rb':[\t\x20-\x7e\x80-\xff]*')
+
+_Request = collections.namedtuple('_Request', 'method path headers count length keep_alive expects')
+_Reply = collections.namedtuple('_Reply', 'status headers length keep_alive')
+
+
+def _parse_request(head: bytes) -> _Request:
+    """Parse a request's head, from its first line to the empty one."""
+    found = _REQUEST.fullmatch(head)
+    if not found:
+        raise _malformed(head)
+    method, target, minor, lines = found.groups()
+    headers, count = _parse_fields(lines)
+    host = headers.get('host', '' if minor == b'0' else None)
+    if host is None or not _HOST.fullmatch(host):
+        raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
+    place = _TARGET.fullmatch(target)
+    if not place and (method, target) != (b'OPTIONS', b'*'):
+        raise _BadMessage('the request target is not a path (RFC 9112, 3.2)')
+    path, query = place.groups() if place else (target, None)
+    expects = headers.get('expect', '').lower() if minor != b'0' else ''
+    if expects not in ('', '100-continue'):
+        raise _BadMessage('the only expectation met is 100-continue', 417)
+    return _Request(
+        method.decode(),
+        # A query is left in the path, so that no rule matches: arguments travel in the body.
+        _unquote(path or b'/') + (query or b'').rstrip(b'?').decode(),
+        headers,
+        count,
+        _body_length(headers, minor, 0),
+        _keeps_alive(headers, minor),
+        bool(expects),
+    )
+
+
+def _parse_reply(head: bytes) -> _Reply:
+    """Parse a reply's head; `keep_alive` is for how many seconds, 0 where the peer closes."""
+    found = _REPLY.fullmatch(head)
+    if not found:
+        raise _malformed(head)
+    minor, status, lines = found.groups()
+    headers, _ = _parse_fields(lines)
+    length = _body_length(headers, minor, _TO_THE_END)
+    if status in (b'204', b'304') or status[:1] == b'1':
+        length = 0
+    seconds = 0.0
+    if length != _TO_THE_END and _keeps_alive(headers, minor):
+        told = re.search(r'timeout=([0-9]{1,6})\b', headers.get('keep-alive', ''))
+        # Where none is told: below the 5 s of Node and uvicorn, the shortest in wide use.
+        seconds = 0.9 * int(told.group(1)) if told else 4.0
+    return _Reply(int(status), headers, length, seconds)
+
+
+def _cached(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Remember the small heads: a peer repeats its own, and parsing is a tenth of a call."""
+    remembered = functools.lru_cache(maxsize=256)(parse)
+    return lambda head: remembered(head) if len(head) <= 1024 else parse(head)
+
+
+_request_of, _reply_of = _cached(_parse_request), _cached(_parse_reply)
+
+
+def _malformed(head: Union[bytes, bytearray]) -> _BadMessage:
+    """What to say of a head that is none.  Its text is not repeated: it may hold a secret."""
+    if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', head):
+        return _BadMessage('only HTTP/1.1 is spoken here', 505)
+    return _BadMessage('the head is malformed (RFC 9112): a first line, then Name: value lines')
+
+
+def _parse_fields(lines: bytes) -> Tuple[Dict[str, str], int]:
+    """Parse header lines that match _FIELDS; those of one name are joined (RFC 9110, 5.3)."""
+    headers: Dict[str, str] = {}
+    fields = lines.decode('latin-1').split('\r\n')[:-1]
+    for field in fields:
+        name, _, value = field.partition(':')
+        name, value = name.lower(), value.strip(' \t')
+        headers[name] = f'{headers[name]}, {value}' if name in headers else value
+    return headers, len(fields)
+
+
+def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> int:
+    """How long the body is (RFC 9112, 6.3), *otherwise* where no header says."""
+    length, coding = headers.get('content-length'), headers.get('transfer-encoding')
+    if coding is not None:
+        # Two statements of one length are how requests are smuggled past a proxy.
+        if length is not None or minor == b'0':
+            raise _BadMessage('Transfer-Encoding with Content-Length, or in HTTP/1.0, is refused')
+        if coding.lower() == 'chunked':
+            return _CHUNKED
+        known = re.fullmatch(r'(?:gzip|x-gzip|deflate|compress)\s*,\s*chunked', coding.lower())
+        raise _BadMessage('the only Transfer-Encoding read is chunked', 501 if known else 400)
+    if length is None:
+        return otherwise
+    if not (length.isascii() and length.isdigit()):
+        raise _BadMessage('Content-Length is not a number of bytes')
+    return int(length) if len(length) < 16 else 10**15
+
+
+def _keeps_alive(headers: Mapping[str, str], minor: bytes) -> bool:
+    options = headers.get('connection', '').lower().split(',')
+    return minor != b'0' and 'close' not in map(str.strip, options)
+
+
+def _unquote(path: bytes) -> str:
+    try:
+        return urllib.parse.unquote(path.decode(), errors='strict')
+    except UnicodeDecodeError:
+        raise _BadMessage('the path is not percent-encoded UTF-8') from None
+
+
+class _Stream:
+    """Messages out of a stream of bytes.
+
+    Args:
+        receive: gives up to that many next bytes; b'' at the end.
+        first_line: what a head begins with, so that what never will be one is refused at once.
+        max_head: how long a head may be (bytes).
+    """
+
+    def __init__(
+        self, receive: Callable[[int], bytes], first_line: re.Pattern[bytes], max_head: int
+    ) -> None:
+        self.receive = receive
+        self.first_line = first_line
+        self.max_head = max_head
+        self.buffer = bytearray()  # gives from its front without copying the rest
+
+    def _more(self, size: int) -> None:
+        data = self.receive(min(size, _BLOCK))
+        if not data:
+            raise _Ended('the connection ended in the middle of a message')
+        self.buffer += data
+
+    def _take(self, size: int) -> bytearray:
+        while len(self.buffer) < size:
+            self._more(size - len(self.buffer))
+        data = self.buffer[:size]
+        del self.buffer[:size]
+        return data
+
+    def head(self) -> bytes:
+        """Give the next head, with its empty line."""
+        buffer = self.buffer
+        end = buffer.find(b'\r\n\r\n')
+        while not 0 < end <= self.max_head or buffer[0] == 13:
+            while buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
+                del buffer[:2]
+            end = buffer.find(b'\r\n\r\n')
+            if end > self.max_head or len(buffer) > self.max_head > end + len(buffer):
+                raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
+            if end < 0:
+                if not _HEAD_SO_FAR.fullmatch(buffer):
+                    raise _malformed(buffer)
+                if b'\r\n' in buffer and not self.first_line.match(buffer):
+                    raise _malformed(buffer)
+                self._more(_FIRST_READ)
+        return bytes(self._take(end + 4))
+
+    def body(self, length: int, limit: int) -> bytearray:
+        """Give the body that follows a head which told *length*."""
+        if length == _CHUNKED:
+            return self._chunks(limit)
+        if length > limit:
+            raise _BadMessage(f'the body of {length} bytes is over the limit of {limit}', 413)
+        if length == _TO_THE_END:
+            with contextlib.suppress(_Ended):
+                self._take(limit + 1)
+                raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
+            length = len(self.buffer)
+        return self._take(length)
+
+    def _chunks(self, limit: int) -> bytearray:
+        """Give a chunked body (RFC 9112, 7.1); extensions and trailers are read and left."""
+        body = bytearray()
+        spare = self.max_head  # what extensions and trailers may use up
+        while True:
+            line = self._line(spare)
+            found = _CHUNK_LINE.fullmatch(line)
+            if not found:
+                raise _BadMessage('a chunk size is malformed (RFC 9112, 7.1)')
+            spare -= len(line) - len(found.group(1))
+            size = int(found.group(1), 16)
+            if len(body) + size > limit:
+                raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
+            if not size:
+                break
+            body += self._take(size)
+            if self._take(2) != b'\r\n':
+                raise _BadMessage('a chunk is longer than its size (RFC 9112, 7.1)')
+        while line:
+            line = self._line(spare)
+            spare -= len(line)
+            if line and not _TRAILER.fullmatch(line):
+                raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
+        return body
+
+    def _line(self, limit: int) -> bytearray:
+        end = self.buffer.find(b'\r\n')
+        while end < 0:
+            if len(self.buffer) > limit or b'\n' in self.buffer:
+                raise _BadMessage('a line of a chunked body is malformed or too long')
+            self._more(_FIRST_READ)
+            end = self.buffer.find(b'\r\n')
+        line = self._take(end + 2)
+        del line[-2:]
+        return line
+
+
+@functools.lru_cache(maxsize=64)
+def _reply_prefix(status: int, headers: Headers, alive: int, second: int) -> bytes:
+    """A reply's head up to the length; *alive* 0 closes the connection."""
+    lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}']
+    lines.append(f'Date: {_http_date(second)}')
+    lines.extend(f'{name}: {value}' for name, value in headers)
+    lines.append(f'Keep-Alive: timeout={alive}' if alive else 'Connection: close')
+    return '\r\n'.join(lines + ['Content-Length: ']).encode('latin-1')
+
+
+def _http_date(second: int) -> str:
+    import email.utils  # http.server has loaded it
+
+    return email.utils.formatdate(second, usegmt=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _request_prefix(method: str, base: str, rule: str, host: str, extra: Headers) -> bytes:
+    """A request's head up to the length."""
+    target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+    lines = [f'{method} {target} HTTP/1.1', f'Host: {host}']
+    lines.append(f'User-Agent: microconnect/{__version__}')
+    lines.extend(f'{name}: {value}' for name, value in _JSON + extra)
+    return '\r\n'.join(lines + ['Content-Length: ']).encode('ascii')
+
+
+# ---------------------------------------------------------------------------------- Microservice
+
+_METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
+_CALL_KEYS = {'args', 'kwargs', 'token'}
+
+_Rule = collections.namedtuple('_Rule', 'path function methods is_async')
+
+
+class _Tokens(collections.UserDict):  # type: ignore[type-arg]
+    """Rule -> token, one class for both sides; *token* is such a dict or one string for all.
+
+    It never shows a token, and takes none that would guard nothing.
+    """
+
+    def __init__(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
+        self.for_all: Optional[str] = None
+        if isinstance(token, str):
+            self.for_all, token = _checked_token('every rule', token), None
+        super().__init__(token or {})
+
+    def __setitem__(self, rule: str, token: Optional[str]) -> None:
+        self.data[_path_of(rule)] = _checked_token(rule, token)
+
+    def __repr__(self) -> str:
+        return f'<tokens of {len(self.data)} rules>'
+
+    def of(self, rule: str) -> Optional[str]:
+        token: Optional[str] = self.data.get(rule)
+        return self.for_all if token is None else token
+
+
+def _checked_token(rule: str, token: Any) -> Any:
+    if token is None or (isinstance(token, str) and token):
+        return token
+    raise TypeError(f'the token of {rule} has to be a non-empty string')
+
+
+def _path_of(rule: Any) -> str:
+    if not isinstance(rule, str) or not rule:
+        raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
+    return rule if rule.startswith('/') else '/' + rule
+
+
+def _code_flags(function: Any) -> int:
+    """The flags of the code that calling *function* runs; 0 where it is not Python's."""
+    while isinstance(function, functools.partial) or hasattr(function, '__wrapped__'):
+        function = getattr(function, '__wrapped__', None) or function.func
+    code = getattr(function, '__code__', None)
+    code = code or getattr(type(function).__call__, '__code__', None)
+    return code.co_flags if code else 0
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
+
+
+def _refuse_secret_key(secret_key: Optional[str]) -> None:
+    if secret_key is not None:
+        raise NotImplementedError(
+            'secretKey: calls cannot be signed yet; guard the rules by token, and use TLS'
+        )
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type.partition(';')[0].strip().lower() == 'application/json'
+
+
+def _check_browser(headers: Mapping[str, str]) -> None:
+    """Refuse what a foreign web page makes its visitor's browser ask.
+
+    Under DNS rebinding Origin and Host agree on a name, so a name other than localhost is none.
+    """
+    origin, host = headers.get('origin'), headers.get('host', '')
+    if origin is not None:
+        name = re.sub(r':[0-9]*\Z', '', host)
+        is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
+        if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
+            raise Forbidden(f'web pages of {origin[:200]!r} may not call this service', status=403)
+    elif headers.get('sec-fetch-site') == 'cross-site':
+        raise Forbidden('web pages of other sites may not call this service', status=403)
+
+
+def _parse_call(body: bytes) -> Tuple[List[Any], Dict[str, Any], Any]:
+    """Read args, kwargs and token from a request's body."""
+    try:
+        call = _decode(body) if body else {}
+    except ValueError as error:
+        raise BadCall(f'the body is not JSON: {error}') from None
+    if type(call) is not dict or not call.keys() <= _CALL_KEYS:
+        raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
+    args, kwargs = call.get('args', []), call.get('kwargs', {})
+    if type(args) is not list or type(kwargs) is not dict:
+        raise BadCall('args has to be an array, and kwargs an object')
+    return args, kwargs, call.get('token')
+
+
+def _same_token(given: Any, wanted: str) -> bool:
+    """Compare in constant time, as bytes: a str with other than ASCII cannot be compared so."""
+    if not isinstance(given, str):
+        return False
+    return hmac.compare_digest(
+        given.encode('utf-8', 'surrogatepass'), wanted.encode('utf-8', 'surrogatepass')
+    )
+
+
+class _Loop:
+    """The event loop of the async rules, in a thread of its own, from their first call on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.thread: Optional[threading.Thread] = None
+
+    def run(self, coroutine: Any) -> Answer:
+        """Run *coroutine* to its end, from another thread."""
+        import asyncio
+
+        if threading.current_thread() is self.thread:
+            coroutine.close()
+            raise RuntimeError('an async rule calls with `await asend`: `send` would stop the loop')
+        with self._lock:
+            if self.thread is None:
+                self._start()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        answer: Answer = future.result()
+        return answer
+
+    def _start(self) -> None:
+        import asyncio
+
+        ready = threading.Event()
+
+        async def until_closed() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._closed = self._loop.create_future()
+            ready.set()
+            await self._closed
+
+        # asyncio.run cancels what is left and closes the loop, as its authors meant it.
+        self.thread = threading.Thread(target=asyncio.run, args=(until_closed(),), daemon=True)
+        self.thread.start()
+        ready.wait()
+
+    def close(self) -> None:
+        with self._lock:
+            thread, self.thread = self.thread, None
+            if thread is not None:
+                self._loop.call_soon_threadsafe(self._closed.set_result, None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2)
+
+
+class _Rulebook:
+    """The rules and their tokens, and the one `answer` that every host calls."""
+
+    name: str
+    debug: Optional[bool]
+    token: _Tokens
+    max_body: int
+    _rules: Dict[str, _Rule]
+    _loop: _Loop
+
+    def typing(
+        self, rule: str, token: Optional[str] = None, methods: Sequence[str] = ('POST',)
+    ) -> Callable[[Function], Function]:
+        """Decorate a function to answer under *rule*; it stays callable as usual.
+
+        Args:
+            rule: the path, matched exactly; a '/' is put before it if missing.
+            token: what callers have to give, if anything.
+            methods: the HTTP methods it answers, default POST alone.
+
+        Raises:
+            TypeError, ValueError: at decoration, for what cannot work.
+        """
+        if not isinstance(rule, str):
+            raise TypeError(f"write @Micro.typing('/rule'), with the rule, not {rule!r}")
+        path = _path_of(rule)
+        if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
+            raise ValueError(f'methods is a sequence out of {_METHODS}, not {methods!r}')
+        _checked_token(rule, token)
+
+        def register(function: Function) -> Function:
+            self.reply(function)
+            if path in self._rules:
+                raise ValueError(f'rule {path!r} is taken already: give each function its own')
+            if token is not None:
+                self.token[path] = token
+            self._rules[path] = _Rule(
+                path, function, tuple(methods), bool(_code_flags(function) & 0x80)
+            )
+            return function
+
+        return register
+
+    route = typing
+
+    def reply(self, function: Function) -> Function:
+        """Mark *function* as one that answers calls; `typing` alone does the same."""
+        if not callable(function):
+            raise TypeError(f'write @Micro.reply above a function, not above {function!r}')
+        return function
+
+    def answer(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b''
+    ) -> Answer:
+        """Answer one request; every host calls this, or `aanswer`.
+
+        Args:
+            method: the HTTP method.
+            path: the rule, percent-encoding decoded.
+            headers: name -> value, in any case.
+            body: the body, whole.
+
+        Returns:
+            (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
+            a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
+        """
+        return self._answer(method, path, {k.lower(): v for k, v in headers.items()}, body)
+
+    async def aanswer(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b''
+    ) -> Answer:
+        """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
+        import asyncio
+
+        try:
+            lowered = {name.lower(): value for name, value in headers.items()}
+            rule, args, kwargs = self._admit(method, path, lowered, body)
+        except MicroconnectError as refusal:
+            return self._refusal(path, refusal)
+        if rule.is_async:
+            return await self._run_async(rule, args, kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self._run, rule, args, kwargs)
+
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        try:
+            rule, args, kwargs = self._admit(method, path, headers, body)
+        except MicroconnectError as refusal:
+            return self._refusal(path, refusal)
+        if not rule.is_async:
+            return self._run(rule, args, kwargs)
+        try:
+            return self._loop.run(self._run_async(rule, args, kwargs))
+        except BaseException as error:
+            return self._failure(rule, error)
+
+    def _admit(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> Tuple[_Rule, List[Any], Dict[str, Any]]:
+        """Check a request; MicroconnectError refuses it: until here nothing has run."""
+        if 'origin' in headers or 'sec-fetch-site' in headers:
+            _check_browser(headers)
+        rule = self._rules.get(path)
+        if rule is None or method not in rule.methods:
+            if path == '/' and method in ('GET', 'HEAD'):
+                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), False), [], {}
+            raise self._no_rule(method, path, rule)
+        if len(body) > self.max_body:
+            raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
+        if body or method != 'GET':
+            kind = headers.get('content-type', '')
+            if kind != 'application/json' and not _is_json(kind):
+                raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
+        args, kwargs, given = _parse_call(body)
+        wanted = self.token.of(path)
+        if wanted is not None and not _same_token(given, wanted):
+            raise Forbidden(f"{path} wants its token: setRule('{path}', token=...)")
+        return rule, args, kwargs
+
+    def _no_rule(self, method: str, path: str, rule: Optional[_Rule]) -> UnknownRule:
+        if method not in _METHODS + ('HEAD',):
+            return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
+        if rule is not None:
+            return UnknownRule(
+                f'{path} answers {", ".join(rule.methods)}, not {method}',
+                status=405,
+                allow=', '.join(rule.methods),
+            )
+        import difflib
+
+        near = difflib.get_close_matches(path[:200], self._rules, 1)
+        hint = f'did you mean {near[0]!r}?' if near else 'is it registered under that name?'
+        return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
+
+    def _run(self, rule: _Rule, args: List[Any], kwargs: Dict[str, Any]) -> Answer:
+        try:
+            # A context of its own: what a call sets must not reach the connection's next one.
+            value = contextvars.copy_context().run(rule.function, *args, **kwargs)
+            return self._reply(value)
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
+                raise
+            return self._failure(rule, error)
+
+    async def _run_async(self, rule: _Rule, args: List[Any], kwargs: Dict[str, Any]) -> Answer:
+        import asyncio
+
+        try:
+            value = rule.function(*args, **kwargs)
+            return self._reply(await value if hasattr(value, '__await__') else value)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return self._failure(rule, error)
+
+    def _reply(self, value: Any) -> Answer:
+        body = _encode_reply(value)
+        if len(body) > self.max_body:
+            raise ValueError(f'the reply of {len(body)} bytes is over the limit of {self.max_body}')
+        return 200, _JSON, body
+
+    def _refusal(self, path: str, refusal: MicroconnectError) -> Answer:
+        status = refusal.status or 500
+        _logger().info('refused %d: %r', status, path)
+        extra: Headers = ()
+        if status == 401:
+            extra = (('WWW-Authenticate', 'Token realm="microconnect"'),)
+        elif status == 405:
+            extra = (('Allow', getattr(refusal, 'allow', '')),)
+        return status, _PROBLEM + extra, _problem(status, str(refusal))
+
+    def _failure(self, rule: _Rule, error: BaseException) -> Answer:
+        """Tell what the function raised, or that it could not be called."""
+        trace = error.__traceback__
+        is_call = isinstance(error, TypeError) and trace and not trace.tb_next
+        if is_call and _code_flags(rule.function):
+            # One frame: Python code would have a second, had the function begun to run.
+            return self._refusal(rule.path, BadArguments(str(error)))
+        _logger().error('%s raised', rule.path, exc_info=error)
+        told = {'type': type(error).__name__, 'message': _said(error)}
+        if self.debug:
+            import traceback
+
+            told['traceback'] = ''.join(traceback.format_tb(trace))
+        detail = f'{told["type"]}: {told["message"]}'
+        return 500, _PROBLEM, _problem(500, detail, exception=told)
+
+
+# ----------------------------------------------------------------------------------------- hosts
+
+_CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
+_LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
+
+
+class _Connection:
+    """A connection to the listener, served in its own thread.
+
+    Its socket blocks.  The accepting thread watches `deadline` and ends what is past it, which
+    costs a call nothing, bounds a peer that drips bytes, and serves reading, writing and TLS
+    alike.  Only a connection in `listener.idle` may be evicted: taking it out of there, which
+    is atomic, decides whether the next request is run.
+    """
+
+    def __init__(self, listener: _Listener, sock: socket.socket) -> None:
+        self.listener = listener
+        self.sock = sock
+        self.thread: Optional[threading.Thread] = None
+        self.deadline = time.monotonic() + listener.micro.read_timeout
+        self.expired = False
+        self.stream = _Stream(self._receive, _REQUEST_LINE, listener.micro.max_head)
+
+    def serve(self) -> None:
+        """Serve request after request until either side closes."""
+        micro = self.listener.micro
+        waiting = micro.read_timeout  # for the first word; later idle_timeout
+        self.thread = threading.current_thread()
+        try:
+            if self.listener.ssl_context:
+                self.sock = self.listener.ssl_context.wrap_socket(self.sock, server_side=True)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while self._await_request(waiting) and self._serve_request():
+                waiting = micro.idle_timeout
+        except _BadMessage as error:
+            if self.expired and isinstance(error, _Ended):
+                error = _BadMessage('the request came too slowly', 408)
+            self._refuse(error)
+        except OSError:
+            pass  # the peer is gone, or was too slow to take its reply
+        finally:
+            self.listener.idle.pop(self, None)
+            self.deadline = float('inf')
+            self.sock.close()
+
+    def _await_request(self, waiting: float) -> bool:
+        """Wait for a request's first bytes; False where the peer is done."""
+        stream, idle = self.stream, self.listener.idle
+        if not stream.buffer:
+            self.deadline = time.monotonic() + waiting
+            idle[self] = None
+            data = self.sock.recv(_FIRST_READ)
+            if idle.pop(self, self) is self or (self.expired and not data):
+                # Told so that a request which crosses this on its way is known not to have run.
+                raise _BadMessage('the connection was idle, and is closed; send again', 408)
+            if not data:
+                return False
+            stream.buffer += data
+        self.deadline = time.monotonic() + self.listener.micro.read_timeout
+        return True
+
+    def _receive(self, size: int) -> bytes:
+        data = self.sock.recv(size)
+        self.deadline += len(data) * self.listener.micro.read_timeout / _BLOCK
+        return data
+
+    def _serve_request(self) -> bool:
+        micro, stream = self.listener.micro, self.stream
+        request = _request_of(stream.head())
+        if request.count > micro.max_headers:
+            raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
+        length = request.length
+        if request.expects and length <= micro.max_body and not stream.buffer:
+            self.sock.sendall(_CONTINUE)
+        body = bytes(stream.body(length, micro.max_body)) if length else b''
+        self.deadline = float('inf')
+        if self.listener.stopping:
+            raise _BadMessage('the service is stopping', 503)
+        status, headers, reply = micro._answer(request.method, request.path, request.headers, body)
+        keep = request.keep_alive and not self.listener.stopping
+        self._send(status, headers, reply, keep, request.method == 'HEAD')
+        return keep
+
+    def _send(
+        self, status: int, headers: Headers, body: bytes, keep: bool, head_only: bool = False
+    ) -> None:
+        micro = self.listener.micro
+        alive = int(micro.idle_timeout) if keep else 0
+        prefix = _reply_prefix(status, headers, alive, int(time.time()))
+        message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if head_only else body)
+        if len(message) <= _BLOCK:
+            self.deadline = time.monotonic() + micro.read_timeout
+            self.sock.sendall(message)
+            return
+        for start in range(0, len(message), _BLOCK):
+            self.deadline = time.monotonic() + micro.read_timeout
+            self.sock.sendall(memoryview(message)[start : start + _BLOCK])
+
+    def _refuse(self, error: _BadMessage) -> None:
+        """Answer what is no request; nothing after it on this connection is read as one."""
+        _logger().info('refused %d: %s', error.status, error)
+        self.expired = False
+        try:
+            self._send(error.status, _PROBLEM, _problem(error.status, str(error)), False)
+            # Closing with bytes unread resets the connection, and the reply may be lost with it.
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            self.deadline = time.monotonic() + _LINGER
+            while self.sock.recv(_BLOCK):
+                pass
+        except OSError:
+            pass
+
+    def expire(self, now: float) -> None:
+        """End what the peer is too slow at: first its sending, then all."""
+        how = socket.SHUT_RDWR if self.expired else socket.SHUT_RD
+        self.listener.idle.pop(self, None)
+        self.expired = True
+        self.deadline = now + _LINGER
+        try:
+            # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
+            socket.socket.shutdown(self.sock, how)
+        except OSError:
+            pass
+
+
+class _Listener(http.server.ThreadingHTTPServer):
+    """Accepts connections, and watches their deadlines."""
+
+    request_queue_size = 1024  # the stock 5 resets most of a burst of clients
+    allow_reuse_address = os.name == 'posix'  # elsewhere two services could share a port
+    allow_reuse_port = False  # 3.13 would set it; here it is the caller's choice
+    timeout = 0.02  # seconds: how often deadlines are looked at
+
+    def __init__(
+        self,
+        micro: Microservice,
+        address: Tuple[str, int],
+        ssl_context: Optional[ssl.SSLContext],
+        reuse_port: bool,
+    ) -> None:
+        self.micro = micro
+        self.ssl_context = ssl_context
+        self.reuse_port = reuse_port
+        self.connections: Dict[socket.socket, _Connection] = {}
+        self.idle: collections.OrderedDict[_Connection, None] = collections.OrderedDict()
+        self.stop_by: Optional[float] = None
+        self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
+        super().__init__(address, http.server.BaseHTTPRequestHandler)
+        self.thread = threading.Thread(target=self._serve, name='microconnect', daemon=True)
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop_by is not None
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
+        if self.reuse_port:
+            if not hasattr(socket, 'SO_REUSEPORT'):
+                raise OSError(errno.ENOTSUP, 'this system cannot share a port: reuse_port=False')
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def _serve(self) -> None:
+        while not self._tick():
+            self.handle_request()
+        self.timeout = 0
+        for _ in range(self.request_queue_size):  # those who came last get an answer too
+            self._accepted = False
+            self.handle_request()
+            if not self._accepted:
+                break
+        self.server_close()
+        self._end_connections()
+        self.micro._loop.close()
+
+    def _tick(self) -> bool:
+        """End the connections that are past their deadline; True when serving is over."""
+        now = time.monotonic()
+        for connection in list(self.connections.values()):
+            if connection.deadline < now:
+                connection.expire(now)
+        if self.stop_by is None:
+            return False
+        self.timeout = 0.002
+        while self._evict(now):
+            pass
+        return not self.connections or now > self.stop_by
+
+    def _end_connections(self) -> None:
+        deadline = time.monotonic() + 0.1
+        while self.connections and time.monotonic() < deadline:
+            self._evict(deadline)
+            time.sleep(0.001)
+        for connection in list(self.connections.values()):
+            connection.expired = True
+            connection.expire(deadline)
+
+    def _evict(self, now: float) -> bool:
+        """Close the connection that has been idle for longest."""
+        try:
+            connection, _ = self.idle.popitem(last=False)
+        except KeyError:
+            return False
+        connection.expire(now)
+        return True
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Make room for a newcomer, or tell it that there is none, without waiting for it."""
+        self._accepted = True
+        if len(self.connections) < self.micro.max_connections or self._evict(time.monotonic()):
+            return True
+        request.setblocking(False)
+        try:
+            body = _problem(503, 'every connection is busy; try again later')
+            prefix = _reply_prefix(503, _PROBLEM, 0, int(time.time()))
+            if self.ssl_context is None:
+                request.send(b'%b%d\r\n\r\n%b' % (prefix, len(body), body))
+            request.recv(_BLOCK)
+        except OSError:
+            pass
+        return False
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError:  # mostly: no descriptor is left
+            self._evict(time.monotonic())
+            time.sleep(0.01)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections[request] = _Connection(self, request)
+        super().process_request(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection; ThreadingMixIn calls this in a thread of its own."""
+        self.connections[request].serve()
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _logger().exception('a connection failed')
+
+
+class Microservice(_Rulebook):
+    """Functions that other processes call: the listener.
+
+    You call: `typing` (or `route`) and `reply` to decorate, `run` to serve, `start` and `stop`
+    to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be hosted elsewhere.
+
+    Args:
+        name (str): told by GET /; recommended: ``__name__``.
+        port (int): where to listen, default 5000; 0 takes a free one.
+        host (str): default '0.0.0.0': every interface, which `run` warns of where rules are open.
+        debug (bool): also send the caller the traceback of what a function raises.
+        token (dict or str): rule -> token, or one for every rule.  It can be changed at any time
+            by ``Micro.token['/rule'] = '...'``.
+        secretKey: signing comes later: anything but None raises NotImplementedError.
+        max_body (int): bytes of a request's or reply's body, default 64 MiB: JSON of that size
+            takes about a second and 0.5 GB to decode.
+        max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
+        max_headers (int): header lines of a request, default 100, as http.client has it.
+        read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
+            first word, for a head, and for each 256 KiB of a body or of taking a reply.
+        idle_timeout (float): seconds between requests, default 60; told to clients.
+        max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
+            makes room; if all are busy the newcomer is answered 503.
+
+    Attributes:
+        token: the tokens, rule -> token.
+        address (str): the URL for a Friend, while it serves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        port: int = 5000,
+        host: str = '0.0.0.0',
+        debug: Optional[bool] = None,
+        token: Union[str, Mapping[str, Optional[str]], None] = None,
+        secretKey: Optional[str] = None,
+        *,
+        max_body: int = 64 << 20,
+        max_head: int = 32 << 10,
+        max_headers: int = 100,
+        read_timeout: float = 20,
+        idle_timeout: float = 60,
+        max_connections: int = 1000,
+    ) -> None:
+        _refuse_secret_key(secretKey)
+        self.name = name
+        self.port = port
+        self.host = host
+        self.debug = debug
+        self.token = _Tokens(token)
+        self.max_body = max_body
+        self.max_head = max_head
+        self.max_headers = max_headers
+        self.read_timeout = read_timeout
+        self.idle_timeout = idle_timeout
+        self.max_connections = max_connections
+        self._rules = {}
+        self._loop = _Loop()
+        self._listener: Optional[_Listener] = None
+
+    def __repr__(self) -> str:
+        return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
+
+    @property
+    def address(self) -> str:
+        """The URL for a Friend on this machine; RuntimeError while it does not serve."""
+        listener = self._listener
+        if listener is None or not listener.thread.is_alive():
+            raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
+        scheme = 'https' if listener.ssl_context else 'http'
+        host, port = str(listener.server_address[0]), listener.server_address[1]
+        return f'{scheme}://{_netloc(_loopback(host), port)}'
+
+    def start(
+        self,
+        port: Optional[int] = None,
+        host: Optional[str] = None,
+        debug: Optional[bool] = None,
+        *,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        reuse_port: bool = False,
+    ) -> Microservice:
+        """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
+
+        Args:
+            port, host, debug: in place of those given to the class.
+            ssl_context: serve https by it.
+            reuse_port: let other processes that say so too share the port (Linux, BSD).
+
+        Raises:
+            OSError: it cannot listen there; the message says where and why.
+            RuntimeError: it serves already.
+        """
+        if self._listener is not None and self._listener.thread.is_alive():
+            raise RuntimeError(f'{self.name} serves already, at {self.address}')
+        self.debug = self.debug if debug is None else debug
+        where = (self.host if host is None else host, self.port if port is None else port)
+        try:
+            self._listener = _Listener(self, where, ssl_context, reuse_port)
+        except (OSError, OverflowError) as error:
+            kind = type(error) if isinstance(error, OSError) else OSError
+            number = getattr(error, 'errno', None) or errno.EINVAL
+            why = f'{error}' if number == errno.EINVAL else os.strerror(number)
+            raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
+        self._listener.thread.start()
+        return self
+
+    def stop(self, grace: float = 10) -> None:
+        """Stop: calls in flight are finished, new ones refused; then everything is released.
+
+        It may be called at any time, from anywhere, more than once.  In a rule it returns at
+        once, and the service stops after the reply.
+
+        Args:
+            grace: seconds, default 10, until what still runs is cut off.
+        """
+        listener = self._listener
+        if listener is None or not listener.thread.is_alive():
+            self._loop.close()
+            return
+        listener.stop_by = min(listener.stop_by or float('inf'), time.monotonic() + grace)
+        threads = [connection.thread for connection in list(listener.connections.values())]
+        if threading.current_thread() not in threads + [self._loop.thread]:
+            listener.thread.join(grace + _LINGER)
+
+    def run(
+        self,
+        port: Optional[int] = None,
+        host: Optional[str] = None,
+        debug: Optional[bool] = None,
+        *,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        reuse_port: bool = False,
+    ) -> None:
+        """Serve until Ctrl-C or SIGTERM, then `stop`; a second Ctrl-C ends at once.
+
+        Args, Raises: as `start`.
+        """
+        import signal
+
+        before: Any = None
+        if _in_main_thread():
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
+                self._announce()
+                thread = self._listener.thread if self._listener else threading.current_thread()
+                while thread.is_alive():
+                    thread.join(0.5)  # Windows sees Ctrl-C between two waits only
+        except KeyboardInterrupt:
+            pass
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def __enter__(self) -> Microservice:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def _announce(self) -> None:
+        print(f'{self.name}: listening on {self.address}; Ctrl-C stops it', flush=True)
+        host = self._listener.server_address[0] if self._listener else ''
+        is_open = [path for path in self._rules if self.token.of(path) is None]
+        if is_open and not _is_loopback(str(host)):
+            _logger().warning(
+                'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1',
+                host,
+                ', '.join(is_open),
+            )
+
+    def wsgi(self, environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer as a WSGI application (PEP 3333): ``gunicorn app1:Micro.wsgi``."""
+        headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
+        headers['content-type'] = environ.get('CONTENT_TYPE', '')
+        method = environ['REQUEST_METHOD']
+        try:
+            body = self._wsgi_body(environ)
+            path = environ.get('PATH_INFO', '').encode('latin-1').decode() or '/'
+            query = environ.get('QUERY_STRING', '')
+            path += f'?{query}' if query else ''
+            status, fields, reply = self.answer(method, path, headers, body)
+        except (UnicodeDecodeError, MicroconnectError) as error:
+            refusal = error if isinstance(error, MicroconnectError) else BadCall(str(error))
+            status, fields, reply = self._refusal('', refusal)
+        phrase = http.HTTPStatus(status).phrase
+        length = (('Content-Length', str(len(reply))),)
+        start_response(f'{status} {phrase}', list(fields + length))
+        return [] if method == 'HEAD' else [reply]
+
+    def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
+        length = environ.get('CONTENT_LENGTH') or '0'
+        if not length.isdigit():
+            raise BadCall('Content-Length is not a number of bytes')
+        if int(length) > self.max_body:
+            raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
+        source = environ['wsgi.input']
+        if environ.get('HTTP_TRANSFER_ENCODING') and environ.get('wsgi.input_terminated'):
+            body = source.read(self.max_body + 1)  # chunked; the server marks its end
+        else:
+            body = source.read(int(length))
+            if len(body) < int(length):
+                raise BadCall('the connection ended in the middle of a message')
+        return bytes(body)
+
+    async def asgi(
+        self,
+        scope: Mapping[str, Any],
+        receive: Callable[[], Awaitable[Mapping[str, Any]]],
+        send: Callable[[Mapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Answer as an ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
+        if scope['type'] == 'lifespan':
+            for phase in ('startup', 'shutdown'):
+                await receive()
+                await send({'type': f'lifespan.{phase}.complete'})
+            return
+        if scope['type'] != 'http':
+            raise RuntimeError(f'only http is answered, not {scope["type"]}')
+        parts, size, more = [], 0, True
+        while more and size <= self.max_body:
+            message = await receive()
+            if message['type'] == 'http.disconnect':
+                return
+            parts.append(message.get('body', b''))
+            size += len(parts[-1])
+            more = message.get('more_body', False)
+        headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
+        path = scope['path'][len(scope.get('root_path', '')) :] or '/'
+        query = scope.get('query_string', b'').decode('latin-1')
+        path += f'?{query}' if query else ''
+        status, fields, reply = await self.aanswer(scope['method'], path, headers, b''.join(parts))
+        fields += (('Content-Length', str(len(reply))),)
+        raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
+        await send({'type': 'http.response.start', 'status': status, 'headers': raw})
+        body = b'' if scope['method'] == 'HEAD' else reply
+        await send({'type': 'http.response.body', 'body': body})
+
+
+def _loopback(host: str) -> str:
+    """Where to connect to reach *host*: an unspecified address is none everywhere."""
+    return {'0.0.0.0': '127.0.0.1', '': '127.0.0.1', '::': '::1'}.get(host, host)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ('localhost', '::1') or host.startswith('127.')
+
+
+def _netloc(host: str, port: int) -> str:
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
+# ---------------------------------------------------------------------------------------- Friend
+
+_Setting = collections.namedtuple('_Setting', 'path method token timeout')
+
+
+class _Link:
+    """A kept-alive connection to a service."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.owner = os.getpid()  # a child that inherits it over fork would get others' replies
+        self.retire_at = 0.0
+        self.deadline = 0.0
+        self.limit = -1.0  # the socket's timeout, as last set
+        self.has_answered = False  # whether a byte of the reply has come
+        self.stream = _Stream(self._receive, _STATUS_LINE, 64 << 10)
+        # Not select.select, which fails on descriptors over 1,023; Windows has only that one.
+        self._poll = select.poll() if hasattr(select, 'poll') else None
+        if self._poll is not None:
+            self._poll.register(sock, select.POLLIN)
+
+    def is_usable(self) -> bool:
+        """Whether the peer keeps it open, as far as one can see from here."""
+        if self.owner != os.getpid() or time.monotonic() > self.retire_at or self.stream.buffer:
+            return False
+        if self._poll is not None:
+            return not self._poll.poll(0)
+        return not select.select([self.sock], (), (), 0)[0]
+
+    def set_timeout(self) -> None:
+        """Give the socket what is left; setting it is a system call, so only where it differs."""
+        left = self.deadline - time.monotonic()
+        if not left <= self.limit <= left + 0.05:
+            if left <= 0:
+                raise socket.timeout('timed out')
+            self.limit = left
+            self.sock.settimeout(left)
+
+    def _receive(self, size: int) -> bytes:
+        self.set_timeout()
+        data = self.sock.recv(size)
+        self.has_answered = self.has_answered or bool(data)
+        return data
+
+    def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, bytes]:
+        """Send a request and give its reply.
+
+        Raises:
+            _NotSent: the request did not leave whole, so that nobody can have run it.
+            OSError, _BadMessage: afterwards.
+        """
+        self.deadline = deadline
+        self.has_answered = False
+        failure: Optional[OSError] = None
+        self.set_timeout()
+        try:
+            self.sock.sendall(message)
+        except OSError as error:
+            # A service that refuses what it has not read answers, and closes: look for its reply.
+            failure = error
+            self.deadline = min(deadline, time.monotonic() + 1)
+        try:
+            return self._read_reply(max_body)
+        except (OSError, _BadMessage) as error:
+            raise (_NotSent() if failure else error) from failure
+
+    def _read_reply(self, max_body: int) -> Tuple[_Reply, bytes]:
+        for _ in range(10):  # an interim reply (1xx) comes before the final one
+            head = self.stream.head()
+            reply = _reply_of(head)
+            if reply.status >= 200:
+                break
+        body = bytes(self.stream.body(reply.length, max_body)) if reply.length else b''
+        self.retire_at = time.monotonic() + reply.keep_alive if reply.keep_alive else 0.0
+        return reply, body
+
+    def close(self) -> None:
+        self.sock.close()
+
+    __del__ = close  # a friend that was never closed leaves no warning behind
+
+
+class _NotSent(Exception):
+    """A request did not leave whole, so that no service has run it."""
+
+
+class _Place:
+    """One address of a service, with its idle connections, and when it last failed."""
+
+    def __init__(self, address: str, friend: Friend) -> None:
+        self.address = address
+        self.friend = friend
+        self.scheme, self.host, self.port, self.base = _parse_address(address)
+        self.netloc = _netloc(self.host, self.port)
+        self.proxy = _proxy_for(self.scheme, self.host)
+        self.extra: Headers = ()
+        if self.proxy and self.scheme == 'http':
+            self.base = f'http://{self.netloc}{self.base}'
+            self.extra = self.proxy.headers
+        self.links: collections.deque[_Link] = collections.deque()
+        self.pause = self.rests_until = 0.0
+
+    def call(
+        self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
+    ) -> Tuple[int, Mapping[str, str], bytes]:
+        """Make a call; MicroconnectError tells what failed."""
+        prefix = _request_prefix(method, self.base, rule, self.netloc, self.extra)
+        message = b'%b%d\r\n\r\n%b' % (prefix, len(body), body)
+        while True:
+            link = self._idle_link()
+            is_fresh = link is None
+            if link is None:
+                link = self._connect(connect_by)
+            try:
+                reply, data = link.exchange(message, deadline, self.friend.max_body)
+            except BaseException as error:
+                link.close()
+                if isinstance(error, _NotSent) and not is_fresh:
+                    continue  # it was closed while idle
+                raise _failure(error, link) from None
+            if link.retire_at:
+                self.links.append(link)
+            else:
+                link.close()
+            if is_fresh or reply.status != 408:  # 408: closed while idle, as the service says
+                return reply.status, reply.headers, data
+
+    def _idle_link(self) -> Optional[_Link]:
+        while True:
+            try:
+                link = self.links.pop()
+            except IndexError:
+                return None
+            if link.is_usable():
+                return link
+            link.close()
+
+    def _connect(self, deadline: float) -> _Link:
+        host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
+        link = None
+        try:
+            left = max(deadline - time.monotonic(), 0.001)
+            link = _Link(socket.create_connection((host, port), left))
+            link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.scheme == 'https':
+                if self.proxy:
+                    self._tunnel(link, self.proxy, deadline)
+                link.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                link = _Link(self.friend.tls().wrap_socket(link.sock, server_hostname=self.host))
+            return link
+        except (OSError, UnicodeError, _BadMessage) as error:
+            reason = 'no answer in time' if isinstance(error, socket.timeout) else error
+            raise Unreachable(f'cannot connect: {reason}; is the service running?') from None
+
+    def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
+        fields = (('Host', self.netloc),) + proxy.headers
+        lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
+        link.sock.sendall(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
+        link.deadline = deadline
+        status = _reply_of(link.stream.head()).status
+        if status != 200:
+            raise OSError(f'the proxy answered {status}')
+
+    def rest(self) -> None:
+        """Leave a failed address alone, each time for longer: 0.1 s to 5 s."""
+        self.pause = min(max(self.pause * 2, 0.1), 5.0)
+        self.rests_until = time.monotonic() + self.pause
+
+    def close(self) -> None:
+        while self.links:
+            self.links.pop().close()
+
+
+def _failure(error: BaseException, link: _Link) -> BaseException:
+    """What a call ended by, as the caller learns it."""
+    if isinstance(error, _NotSent):
+        return ConnectionLost(f'the call could not be sent: {error.__cause__}', sent=False)
+    if isinstance(error, _Ended) and not link.has_answered:
+        return ConnectionLost('the connection ended before a reply; the call may have run')
+    if isinstance(error, _BadMessage):
+        kind = TooLarge if error.status == 413 else BadReply
+        return kind(f'no reply, but {error}; the call may have run', sent=True)
+    if isinstance(error, socket.timeout):
+        return CallTimeout('no full reply in time; the call may have run')
+    if isinstance(error, OSError):
+        return ConnectionLost(f'{error}; the call may have run')
+    return error
+
+
+class _InProcess:
+    """A service in this process as a place to call: encoded, checked and decoded as ever."""
+
+    def __init__(self, micro: Microservice) -> None:
+        self.micro = micro
+        self.address = f'{micro.name} (in process)'
+        self.rests_until = self.pause = 0.0
+
+    def call(
+        self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
+    ) -> Tuple[int, Mapping[str, str], bytes]:
+        status, headers, reply = self.micro._answer(method, rule, dict(_LOCAL), body)
+        return status, {name.lower(): value for name, value in headers}, reply
+
+    def rest(self) -> None:
+        pass
+
+    close = rest
+
+
+_LOCAL = {'content-type': 'application/json'}
+_Proxy = collections.namedtuple('_Proxy', 'host port headers')
+
+
+def _parse_address(address: str) -> Tuple[str, str, int, str]:
+    """Split an address into scheme, host, port and path prefix."""
+    if not isinstance(address, str):
+        raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
+    wrong = f"address {address!r} is not like 'http://host:5000': "
+    try:
+        parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
+        host, port = parts.hostname, parts.port
+        if host and not host.isascii():
+            host = host.encode('idna').decode()
+    except ValueError as error:
+        raise ValueError(f'{wrong}{error}') from None
+    if parts.scheme not in ('http', 'https'):
+        raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
+    if parts.username is not None or parts.password is not None:
+        raise ValueError('an address holds no user and password: rules are guarded by token=...')
+    if not host or re.search(r'[\s\\%]', host) or parts.query or parts.fragment:
+        raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
+    base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
+    return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
+
+
+def _proxy_for(scheme: str, host: str) -> Optional[_Proxy]:
+    """The proxy that the environment names for *host*; this machine needs none."""
+    if _is_loopback(_loopback(host)) or urllib.request.proxy_bypass(host):
+        return None
+    url = urllib.request.getproxies().get(scheme)
+    if not url:
+        return None
+    parts = urllib.parse.urlsplit(url if '://' in url else f'http://{url}')
+    if parts.scheme != 'http' or not parts.hostname:
+        raise ValueError(f'the {scheme} proxy of the environment is no http:// URL')
+    headers: Headers = ()
+    if parts.username is not None:
+        user = urllib.parse.unquote(f'{parts.username}:{parts.password or ""}')
+        headers = (('Proxy-Authorization', f'Basic {base64.b64encode(user.encode()).decode()}'),)
+    return _Proxy(parts.hostname, parts.port or 80, headers)
+
+
+class Friend:
+    """A service that this process calls.  Threads may share one.
+
+    You call: `send`, or `asend` in async code; `setRule`; `ping` and `wait`; `close`.
+
+    Args:
+        name (str): what you call it.
+        address: 'http://host:port', 'host:port' or 'https://...', with a path prefix if need be;
+            a list of them, over which calls are spread; or a Microservice of this process.
+        token (dict or str): rule -> token, or one for every rule.
+        secretKey: signing comes later: anything but None raises NotImplementedError.
+        timeout (float): seconds for a whole call, connecting included, default 60.
+        ssl_context: for https; default: ssl.create_default_context().
+        max_body (int): bytes of a request's or reply's body, default 64 MiB.
+
+    Raises:
+        TypeError, ValueError: for what cannot be an address, a token or a timeout.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: Union[str, Microservice, Iterable[Union[str, Microservice]]],
+        token: Union[str, Mapping[str, Optional[str]], None] = None,
+        secretKey: Optional[str] = None,
+        *,
+        timeout: float = 60,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        max_body: int = 64 << 20,
+    ) -> None:
+        _refuse_secret_key(secretKey)
+        self.name = name
+        self.token = _Tokens(token)
+        self.timeout = _checked_timeout(timeout)
+        self.ssl_context = ssl_context
+        self.max_body = max_body
+        several = address if isinstance(address, (list, tuple)) else (address,)
+        self._places: List[Any] = [
+            _InProcess(place) if isinstance(place, Microservice) else _Place(place, self)
+            for place in several
+        ]
+        if not self._places:
+            raise ValueError('address is an empty list: give at least one')
+        self._turn = itertools.count()
+        self._settings: Dict[str, _Setting] = {}
+
+    def __repr__(self) -> str:
+        return f'<Friend {self.name!r} at {", ".join(place.address for place in self._places)}>'
+
+    def setRule(
+        self,
+        rule: str,
+        method: Optional[str] = None,
+        token: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> None:
+        """Set how *rule* is called from now on.
+
+        Args:
+            rule: the rule.
+            method: the HTTP method, default POST.
+            token: its token; None takes the friend's.
+            timeout: seconds for a whole call; None takes the friend's.
+        """
+        path = _path_of(rule)
+        if method is not None and method not in _METHODS:
+            raise ValueError(f'method is one of {_METHODS}, not {method!r}')
+        _checked_token(rule, token)
+        seconds = None if timeout is None else _checked_timeout(timeout)
+        self._settings[path] = _Setting(path, method or 'POST', token, seconds)
+
+    # The two underscores keep `self` and `rule` free for the remote function, on Python 3.7 too.
+    def send(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the function under *rule* and give what it returns.
+
+        Every further argument is the remote function's, whatever its name.
+
+        Returns:
+            The value; a tuple where the function returned a tuple.
+
+        Raises:
+            MicroconnectError: for each way a call can fail; see the table at the top.
+        """
+        setting = __self._settings.get(__rule)
+        if setting is None:
+            path = _path_of(__rule)
+            setting = __self._settings.get(path) or _Setting(path, 'POST', None, None)
+        rule = setting.path
+        token = setting.token or __self.token.of(rule)
+        try:
+            call = {'args': args, 'kwargs': kwargs, 'token': token}
+            body = _encode(call, args=args, kwargs=kwargs)
+        except (TypeError, ValueError) as error:
+            raise BadCall(f'{rule} of {__self.name}: {error}', rule=rule) from None
+        if len(body) > __self.max_body:
+            raise TooLarge(f'{rule}: {len(body)} bytes are over {__self.max_body}', rule=rule)
+        return __self._call(setting, body)
+
+    async def asend(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
+        """Call as `send` does, without blocking the event loop.
+
+        Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def settle(settler: Callable[[Any], None], outcome: Any) -> None:
+            if not future.done():
+                settler(outcome)
+
+        def call() -> None:
+            try:
+                settled = (future.set_result, __self.send(__rule, *args, **kwargs))
+            except BaseException as error:
+                settled = (future.set_exception, error)
+            try:
+                loop.call_soon_threadsafe(settle, *settled)
+            except RuntimeError:
+                pass  # the loop was closed: nobody waits any more
+
+        threading.Thread(target=call, daemon=True).start()
+        return await future
+
+    def ping(self, timeout: float = 5) -> bool:
+        """Whether the service answers, at any of its addresses, within *timeout* seconds."""
+        deadline = time.monotonic() + _checked_timeout(timeout)
+        for place in self._places:
+            try:
+                if place.call('GET', '/', b'', deadline, deadline)[0] not in (408, 503):
+                    return True
+            except MicroconnectError:
+                pass
+        return False
+
+    def wait(self, timeout: float = 60) -> None:
+        """Wait until the service answers; CallTimeout if it does not within *timeout* seconds."""
+        deadline = time.monotonic() + _checked_timeout(timeout)
+        while not self.ping(max(deadline - time.monotonic(), 0.001)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise CallTimeout(f'{self!r} did not answer within {timeout} s', sent=False)
+            time.sleep(min(left, 0.1))
+
+    def close(self) -> None:
+        """Close the idle connections; a later call opens new ones."""
+        for place in self._places:
+            place.close()
+
+    def __enter__(self) -> Friend:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def tls(self) -> ssl.SSLContext:
+        """Give the TLS settings, made when first needed."""
+        if self.ssl_context is None:
+            import ssl
+
+            self.ssl_context = ssl.create_default_context()
+        return self.ssl_context
+
+    def _call(self, setting: _Setting, body: bytes) -> Any:
+        """Call at one address after the other, until the call may have run at one."""
+        now = time.monotonic()
+        deadline = now + (setting.timeout or self.timeout)
+        places = self._in_turn(now)
+        failures: List[MicroconnectError] = []
+        for place in places:
+            # An address that swallows packets must not use up the time of the others.
+            left = len(places) - len(failures)
+            connect_by = deadline if left == 1 else now + (deadline - now) / left
+            try:
+                reply = place.call(setting.method, setting.path, body, deadline, connect_by)
+                if reply[0] not in (408, 503):
+                    place.pause = place.rests_until = 0.0
+                return _returned(*reply)
+            except MicroconnectError as error:
+                failures.append(error.at(setting.path, place.address))
+                if not isinstance(error, (Unreachable, Busy)) or len(places) == 1:
+                    raise
+            place.rest()
+            now = time.monotonic()
+        kind = Unreachable if all(isinstance(e, Unreachable) for e in failures) else Busy
+        raise kind('no address took the call: ' + '; '.join(map(str, failures)))
+
+    def _in_turn(self, now: float) -> List[Any]:
+        """The places in the order to try them: those that failed lately come last."""
+        places = self._places
+        if len(places) == 1:
+            return places
+        first = next(self._turn) % len(places)
+        turned = places[first:] + places[:first]
+        return sorted(turned, key=lambda place: place.rests_until > now)
+
+
+def _returned(status: int, headers: Mapping[str, str], body: bytes) -> Any:
+    """The value that a reply holds; MicroconnectError where it holds none."""
+    if status != 200:
+        raise _error_from_reply(status, body)
+    if not _is_json(headers.get('content-type', '')):
+        raise BadReply(f'the reply has Content-Type {headers.get("content-type", "")[:99]!r}')
+    if headers.get('content-encoding', 'identity') != 'identity':
+        raise BadReply('the reply is compressed, which was not asked for')
+    try:
+        values = _decode(body)
+    except ValueError as error:
+        raise BadReply(f'the reply is not JSON: {error}') from None
+    if type(values) is not list:
+        raise BadReply('the reply is not an array of the returned values')
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _checked_timeout(timeout: float) -> float:
+    if isinstance(timeout, (int, float)) and 0 < timeout <= threading.TIMEOUT_MAX:
+        return timeout
+    raise ValueError(f'timeout is a number of seconds above 0, not {timeout!r}')
+
+
+# --------------------------------------------------------------------------------------- licence
+# BSD 3-Clause License
+#
+# Copyright (c) 2026, the microconnect authors
+#
+# Redistribution and use in source and binary forms, with or without modification, are permitted
+# provided that the following conditions are met:
+#
+# 1. Redistributions of source code must retain the above copyright notice, this list of
+#    conditions and the following disclaimer.
+#
+# 2. Redistributions in binary form must reproduce the above copyright notice, this list of
+#    conditions and the following disclaimer in the documentation and/or other materials provided
+#    with the distribution.
+#
+# 3. Neither the name of the copyright holder nor the names of its contributors may be used to
+#    endorse or promote products derived from this software without specific prior written
+#    permission.
+#
+# THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS" AND ANY EXPRESS OR
+# IMPLIED WARRANTIES, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF MERCHANTABILITY AND
+# FITNESS FOR A PARTICULAR PURPOSE ARE DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT HOLDER OR
+# CONTRIBUTORS BE LIABLE FOR ANY DIRECT, INDIRECT, INCIDENTAL, SPECIAL, EXEMPLARY, OR CONSEQUENTIAL
+# DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR SERVICES; LOSS OF USE,
+# DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY,
+# WHETHER IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY
+# WAY OUT OF THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
