@@ -441,7 +441,7 @@ _REQUEST_LINE = re.compile(rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])\
 _REQUEST = re.compile(_REQUEST_LINE.pattern + _FIELDS)
 _STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n')
 _REPLY = re.compile(_STATUS_LINE.pattern + _FIELDS)
-_HEAD_SO_FAR = re.compile(rb'(?:[!-~][^\r\n\0]*(?:\r\n[^\r\n\0]*)*\r?)?')
+_BAD_BYTES = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]')
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _TARGET = re.compile(rb'(?:[Hh][Tt][Tt][Pp][Ss]?://[^/?#@]+)?(/' + _PATH + rb')?(\?[^#]*)?')
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -588,20 +588,20 @@ class _Stream:
 
     def head(self) -> bytes:
         """Give the next head, with its empty line."""
-        buffer = self.buffer
-        end = buffer.find(b'\r\n\r\n')
-        while not 0 < end <= self.max_head or buffer[0] == 13:
+        buffer, seen = self.buffer, 0
+        while True:
             while buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
                 del buffer[:2]
-            end = buffer.find(b'\r\n\r\n')
-            if end > self.max_head or len(buffer) > self.max_head > end + len(buffer):
-                raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
-            if end < 0:
-                if not _HEAD_SO_FAR.fullmatch(buffer):
-                    raise _malformed(buffer)
-                if b'\r\n' in buffer and not self.first_line.match(buffer):
-                    raise _malformed(buffer)
-                self._more(_FIRST_READ)
+            end = buffer.find(b'\r\n\r\n', seen)
+            if end >= 0 or len(buffer) > self.max_head:
+                break
+            is_bad = _BAD_BYTES.search(buffer, seen)
+            if is_bad or (b'\r\n' in buffer and not self.first_line.match(buffer)):
+                raise _malformed(buffer)  # and not waited for
+            seen = max(len(buffer) - 3, 0)
+            self._more(_FIRST_READ)
+        if not 0 <= end <= self.max_head:
+            raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
         return bytes(self._take(end + 4))
 
     def body(self, length: int, limit: int) -> bytearray:
@@ -1043,7 +1043,7 @@ class _Connection:
 
     def __init__(self, listener: _Listener, sock: socket.socket) -> None:
         self.listener = listener
-        self.sock = sock
+        self.sock: Any = sock
         self.thread: Optional[threading.Thread] = None
         self.deadline = time.monotonic() + listener.micro.read_timeout
         self.expired = False
@@ -1056,7 +1056,10 @@ class _Connection:
         self.thread = threading.current_thread()
         try:
             if self.listener.ssl_context:
-                self.sock = self.listener.ssl_context.wrap_socket(self.sock, server_side=True)
+                self.sock = self.listener.ssl_context.wrap_socket(
+                    self.sock, server_side=True, do_handshake_on_connect=False
+                )
+                self.sock.do_handshake()  # apart, so that a silent peer's is seen by `expire`
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while self._await_request(waiting) and self._serve_request():
                 waiting = micro.idle_timeout
@@ -1088,7 +1091,7 @@ class _Connection:
         return True
 
     def _receive(self, size: int) -> bytes:
-        data = self.sock.recv(size)
+        data: bytes = self.sock.recv(size)
         self.deadline += len(data) * self.listener.micro.read_timeout / _BLOCK
         return data
 
@@ -1113,7 +1116,7 @@ class _Connection:
         self, status: int, headers: Headers, body: bytes, keep: bool, head_only: bool = False
     ) -> None:
         micro = self.listener.micro
-        alive = int(micro.idle_timeout) if keep else 0
+        alive = max(1, int(micro.idle_timeout)) if keep else 0
         prefix = _reply_prefix(status, headers, alive, int(time.time()))
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if head_only else body)
         if len(message) <= _BLOCK:
@@ -1503,7 +1506,8 @@ class Microservice(_Rulebook):
             size += len(parts[-1])
             more = message.get('more_body', False)
         headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
-        path = scope['path'][len(scope.get('root_path', '')) :] or '/'
+        path, root = scope['path'], scope.get('root_path', '')
+        path = (path[len(root) :] if path.startswith(root) else path) or '/'
         query = scope.get('query_string', b'').decode('latin-1')
         path += f'?{query}' if query else ''
         status, fields, reply = await self.aanswer(scope['method'], path, headers, b''.join(parts))
