@@ -1572,7 +1572,8 @@ class _Link:
     def _receive(self, size: int) -> bytes:
         self.set_timeout()
         data = self.sock.recv(size)
-        self.has_answered = self.has_answered or bool(data)
+        if data:
+            self.has_answered = True
         return data
 
     def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, bytes]:
@@ -1599,8 +1600,7 @@ class _Link:
 
     def _read_reply(self, max_body: int) -> Tuple[_Reply, bytes]:
         for _ in range(10):  # an interim reply (1xx) comes before the final one
-            head = self.stream.head()
-            reply = _reply_of(head)
+            reply = _reply_of(self.stream.head())
             if reply.status >= 200:
                 break
         body = bytes(self.stream.body(reply.length, max_body)) if reply.length else b''
@@ -1670,7 +1670,6 @@ class _Place:
 
     def _connect(self, deadline: float) -> _Link:
         host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
-        link = None
         try:
             left = max(deadline - time.monotonic(), 0.001)
             link = _Link(socket.create_connection((host, port), left))
@@ -1679,7 +1678,7 @@ class _Place:
                 if self.proxy:
                     self._tunnel(link, self.proxy, deadline)
                 link.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                link = _Link(self.friend.tls().wrap_socket(link.sock, server_hostname=self.host))
+                link = _Link(self.friend._tls().wrap_socket(link.sock, server_hostname=self.host))
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
             reason = 'no answer in time' if isinstance(error, socket.timeout) else error
@@ -1707,7 +1706,8 @@ class _Place:
 def _failure(error: BaseException, link: _Link) -> BaseException:
     """What a call ended by, as the caller learns it."""
     if isinstance(error, _NotSent):
-        return ConnectionLost(f'the call could not be sent: {error.__cause__}', sent=False)
+        lost = CallTimeout if isinstance(error.__cause__, socket.timeout) else ConnectionLost
+        return lost(f'the call could not be sent: {error.__cause__}', sent=False)
     if isinstance(error, _Ended) and not link.has_answered:
         return ConnectionLost('the connection ended before a reply; the call may have run')
     if isinstance(error, _BadMessage):
@@ -1731,7 +1731,7 @@ class _InProcess:
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
     ) -> Tuple[int, Mapping[str, str], bytes]:
-        status, headers, reply = self.micro._answer(method, rule, dict(_LOCAL), body)
+        status, headers, reply = self.micro._answer(method, rule, _LOCAL, body)
         return status, {name.lower(): value for name, value in headers}, reply
 
     def rest(self) -> None:
@@ -1866,19 +1866,17 @@ class Friend:
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
-        setting = __self._settings.get(__rule)
-        if setting is None:
-            path = _path_of(__rule)
-            setting = __self._settings.get(path) or _Setting(path, 'POST', None, None)
-        rule = setting.path
+        rule = _path_of(__rule)
+        setting = __self._settings.get(rule) or _Setting(rule, 'POST', None, None)
         token = setting.token or __self.token.of(rule)
         try:
             call = {'args': args, 'kwargs': kwargs, 'token': token}
             body = _encode(call, args=args, kwargs=kwargs)
         except (TypeError, ValueError) as error:
-            raise BadCall(f'{rule} of {__self.name}: {error}', rule=rule) from None
+            raise BadCall(str(error)).at(rule, repr(__self)) from None
         if len(body) > __self.max_body:
-            raise TooLarge(f'{rule}: {len(body)} bytes are over {__self.max_body}', rule=rule)
+            size = f'the call of {len(body)} bytes is over the limit of {__self.max_body}'
+            raise TooLarge(size).at(rule, repr(__self))
         return __self._call(setting, body)
 
     async def asend(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
@@ -1913,7 +1911,8 @@ class Friend:
         deadline = time.monotonic() + _checked_timeout(timeout)
         for place in self._places:
             try:
-                if place.call('GET', '/', b'', deadline, deadline)[0] not in (408, 503):
+                status = place.call('GET', '/', b'', deadline, deadline)[0]
+                if status < 500 and status != 408:
                     return True
             except MicroconnectError:
                 pass
@@ -1939,7 +1938,7 @@ class Friend:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def tls(self) -> ssl.SSLContext:
+    def _tls(self) -> ssl.SSLContext:
         """Give the TLS settings, made when first needed."""
         if self.ssl_context is None:
             import ssl
@@ -1964,12 +1963,12 @@ class Friend:
                 return _returned(*reply)
             except MicroconnectError as error:
                 failures.append(error.at(setting.path, place.address))
-                if not isinstance(error, (Unreachable, Busy)) or len(places) == 1:
+                if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
                     raise
             place.rest()
             now = time.monotonic()
         kind = Unreachable if all(isinstance(e, Unreachable) for e in failures) else Busy
-        raise kind('no address took the call: ' + '; '.join(map(str, failures)))
+        raise kind('no address took the call: ' + '; '.join(map(str, failures)), rule=setting.path)
 
     def _in_turn(self, now: float) -> List[Any]:
         """The places in the order to try them: those that failed lately come last."""
