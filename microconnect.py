@@ -1175,6 +1175,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.connections: Dict[socket.socket, _Connection] = {}
         self.idle: collections.OrderedDict[_Connection, None] = collections.OrderedDict()
         self.stop_by: Optional[float] = None
+        self.is_over = False
         self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         super().__init__(address, http.server.BaseHTTPRequestHandler)
         self.thread = threading.Thread(target=self._serve, name='microconnect', daemon=True)
@@ -1193,17 +1194,19 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def _serve(self) -> None:
-        while not self._tick():
-            self.handle_request()
-        self.timeout = 0
-        for _ in range(self.request_queue_size):  # those who came last get an answer too
-            self._accepted = False
-            self.handle_request()
-            if not self._accepted:
-                break
-        self.server_close()
-        self._end_connections()
-        self.micro._loop.close()
+        try:
+            while not self._tick():
+                self.handle_request()
+            self.timeout = 0
+            self._accepted = True
+            while self._accepted:  # those who came last get an answer too
+                self._accepted = False
+                self.handle_request()
+            self.server_close()
+            self._end_connections()
+            self.micro._loop.close()
+        finally:
+            self.is_over = True
 
     def _tick(self) -> bool:
         """End the connections that are past their deadline; True when serving is over."""
@@ -1276,178 +1279,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         _logger().exception('a connection failed')
 
 
-class Microservice(_Rulebook):
-    """Functions that other processes call: the listener.
-
-    You call: `typing` (or `route`) and `reply` to decorate, `run` to serve, `start` and `stop`
-    to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be hosted elsewhere.
-
-    Args:
-        name (str): told by GET /; recommended: ``__name__``.
-        port (int): where to listen, default 5000; 0 takes a free one.
-        host (str): default '0.0.0.0': every interface, which `run` warns of where rules are open.
-        debug (bool): also send the caller the traceback of what a function raises.
-        token (dict or str): rule -> token, or one for every rule.  It can be changed at any time
-            by ``Micro.token['/rule'] = '...'``.
-        secretKey: signing comes later: anything but None raises NotImplementedError.
-        max_body (int): bytes of a request's or reply's body, default 64 MiB: JSON of that size
-            takes about a second and 0.5 GB to decode.
-        max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
-        max_headers (int): header lines of a request, default 100, as http.client has it.
-        read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
-            first word, for a head, and for each 256 KiB of a body or of taking a reply.
-        idle_timeout (float): seconds between requests, default 60; told to clients.
-        max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
-            makes room; if all are busy the newcomer is answered 503.
-
-    Attributes:
-        token: the tokens, rule -> token.
-        address (str): the URL for a Friend, while it serves.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        port: int = 5000,
-        host: str = '0.0.0.0',
-        debug: Optional[bool] = None,
-        token: Union[str, Mapping[str, Optional[str]], None] = None,
-        secretKey: Optional[str] = None,
-        *,
-        max_body: int = 64 << 20,
-        max_head: int = 32 << 10,
-        max_headers: int = 100,
-        read_timeout: float = 20,
-        idle_timeout: float = 60,
-        max_connections: int = 1000,
-    ) -> None:
-        _refuse_secret_key(secretKey)
-        self.name = name
-        self.port = port
-        self.host = host
-        self.debug = debug
-        self.token = _Tokens(token)
-        self.max_body = max_body
-        self.max_head = max_head
-        self.max_headers = max_headers
-        self.read_timeout = read_timeout
-        self.idle_timeout = idle_timeout
-        self.max_connections = max_connections
-        self._rules = {}
-        self._loop = _Loop()
-        self._listener: Optional[_Listener] = None
-
-    def __repr__(self) -> str:
-        return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
-
-    @property
-    def address(self) -> str:
-        """The URL for a Friend on this machine; RuntimeError while it does not serve."""
-        listener = self._listener
-        if listener is None or not listener.thread.is_alive():
-            raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
-        scheme = 'https' if listener.ssl_context else 'http'
-        host, port = str(listener.server_address[0]), listener.server_address[1]
-        return f'{scheme}://{_netloc(_loopback(host), port)}'
-
-    def start(
-        self,
-        port: Optional[int] = None,
-        host: Optional[str] = None,
-        debug: Optional[bool] = None,
-        *,
-        ssl_context: Optional[ssl.SSLContext] = None,
-        reuse_port: bool = False,
-    ) -> Microservice:
-        """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
-
-        Args:
-            port, host, debug: in place of those given to the class.
-            ssl_context: serve https by it.
-            reuse_port: let other processes that say so too share the port (Linux, BSD).
-
-        Raises:
-            OSError: it cannot listen there; the message says where and why.
-            RuntimeError: it serves already.
-        """
-        if self._listener is not None and self._listener.thread.is_alive():
-            raise RuntimeError(f'{self.name} serves already, at {self.address}')
-        self.debug = self.debug if debug is None else debug
-        where = (self.host if host is None else host, self.port if port is None else port)
-        try:
-            self._listener = _Listener(self, where, ssl_context, reuse_port)
-        except (OSError, OverflowError) as error:
-            kind = type(error) if isinstance(error, OSError) else OSError
-            number = getattr(error, 'errno', None) or errno.EINVAL
-            why = f'{error}' if number == errno.EINVAL else os.strerror(number)
-            raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
-        self._listener.thread.start()
-        return self
-
-    def stop(self, grace: float = 10) -> None:
-        """Stop: calls in flight are finished, new ones refused; then everything is released.
-
-        It may be called at any time, from anywhere, more than once.  In a rule it returns at
-        once, and the service stops after the reply.
-
-        Args:
-            grace: seconds, default 10, until what still runs is cut off.
-        """
-        listener = self._listener
-        if listener is None or not listener.thread.is_alive():
-            self._loop.close()
-            return
-        listener.stop_by = min(listener.stop_by or float('inf'), time.monotonic() + grace)
-        threads = [connection.thread for connection in list(listener.connections.values())]
-        if threading.current_thread() not in threads + [self._loop.thread]:
-            listener.thread.join(grace + _LINGER)
-
-    def run(
-        self,
-        port: Optional[int] = None,
-        host: Optional[str] = None,
-        debug: Optional[bool] = None,
-        *,
-        ssl_context: Optional[ssl.SSLContext] = None,
-        reuse_port: bool = False,
-    ) -> None:
-        """Serve until Ctrl-C or SIGTERM, then `stop`; a second Ctrl-C ends at once.
-
-        Args, Raises: as `start`.
-        """
-        import signal
-
-        before: Any = None
-        if _in_main_thread():
-            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
-                self._announce()
-                thread = self._listener.thread if self._listener else threading.current_thread()
-                while thread.is_alive():
-                    thread.join(0.5)  # Windows sees Ctrl-C between two waits only
-        except KeyboardInterrupt:
-            pass
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
-
-    def __enter__(self) -> Microservice:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.stop()
-
-    def _announce(self) -> None:
-        print(f'{self.name}: listening on {self.address}; Ctrl-C stops it', flush=True)
-        host = self._listener.server_address[0] if self._listener else ''
-        is_open = [path for path in self._rules if self.token.of(path) is None]
-        if is_open and not _is_loopback(str(host)):
-            _logger().warning(
-                'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1',
-                host,
-                ', '.join(is_open),
-            )
+class _Gateways(_Rulebook):
+    """The same answers where others do the listening."""
 
     def wsgi(self, environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer as a WSGI application (PEP 3333): ``gunicorn app1:Micro.wsgi``."""
@@ -1516,6 +1349,187 @@ class Microservice(_Rulebook):
         await send({'type': 'http.response.start', 'status': status, 'headers': raw})
         body = b'' if scope['method'] == 'HEAD' else reply
         await send({'type': 'http.response.body', 'body': body})
+
+
+class Microservice(_Gateways):
+    """Functions that other processes call: the listener.
+
+    You call: `typing` (or `route`) and `reply` to decorate, `run` to serve, `start` and `stop`
+    to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be hosted elsewhere.
+
+    Args:
+        name (str): told by GET /; recommended: ``__name__``.
+        port (int): where to listen, default 5000; 0 takes a free one.
+        host (str): default '0.0.0.0': every interface, which `run` warns of where rules are open.
+        debug (bool): also send the caller the traceback of what a function raises.
+        token (dict or str): rule -> token, or one for every rule.  It can be changed at any time
+            by ``Micro.token['/rule'] = '...'``.
+        secretKey: signing comes later: anything but None raises NotImplementedError.
+        max_body (int): bytes of a request's or reply's body, default 64 MiB: JSON of that size
+            takes about a second and 0.5 GB to decode.
+        max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
+        max_headers (int): header lines of a request, default 100, as http.client has it.
+        read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
+            first word, for a head, and for each 256 KiB of a body or of taking a reply.
+        idle_timeout (float): seconds between requests, default 60; told to clients.
+        max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
+            makes room; if all are busy the newcomer is answered 503.
+
+    Attributes:
+        token: the tokens, rule -> token.
+        address (str): the URL for a Friend, while it serves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        port: int = 5000,
+        host: str = '0.0.0.0',
+        debug: Optional[bool] = None,
+        token: Union[str, Mapping[str, Optional[str]], None] = None,
+        secretKey: Optional[str] = None,
+        *,
+        max_body: int = 64 << 20,
+        max_head: int = 32 << 10,
+        max_headers: int = 100,
+        read_timeout: float = 20,
+        idle_timeout: float = 60,
+        max_connections: int = 1000,
+    ) -> None:
+        _refuse_secret_key(secretKey)
+        self.name = name
+        self.port = port
+        self.host = host
+        self.debug = debug
+        self.token = _Tokens(token)
+        self.max_body = max_body
+        self.max_head = max_head
+        self.max_headers = max_headers
+        self.read_timeout = read_timeout
+        self.idle_timeout = idle_timeout
+        self.max_connections = max_connections
+        self._rules = {}
+        self._loop = _Loop()
+        self._listener: Optional[_Listener] = None
+
+    def __repr__(self) -> str:
+        return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
+
+    @property
+    def address(self) -> str:
+        """The URL for a Friend on this machine; RuntimeError while it does not serve."""
+        listener = self._listener
+        if listener is None or listener.is_over:
+            raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
+        scheme = 'https' if listener.ssl_context else 'http'
+        host, port = str(listener.server_address[0]), listener.server_address[1]
+        return f'{scheme}://{_netloc(_loopback(host), port)}'
+
+    def start(
+        self,
+        port: Optional[int] = None,
+        host: Optional[str] = None,
+        debug: Optional[bool] = None,
+        *,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        reuse_port: bool = False,
+    ) -> Microservice:
+        """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
+
+        Args:
+            port, host, debug: in place of those given to the class.
+            ssl_context: serve https by it.
+            reuse_port: let other processes that say so too share the port (Linux, BSD).
+
+        Raises:
+            OSError: it cannot listen there; the message says where and why.
+            RuntimeError: it serves already.
+        """
+        if self._listener is not None and not self._listener.is_over:
+            raise RuntimeError(f'{self.name} serves already, at {self.address}')
+        self.debug = self.debug if debug is None else debug
+        where = (self.host if host is None else host, self.port if port is None else port)
+        try:
+            self._listener = _Listener(self, where, ssl_context, reuse_port)
+        except (OSError, OverflowError) as error:
+            kind = type(error) if isinstance(error, OSError) else OSError
+            number = getattr(error, 'errno', None) or errno.EINVAL
+            why = f'{error}' if number == errno.EINVAL else os.strerror(number)
+            raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
+        self._listener.thread.start()
+        return self
+
+    def stop(self, grace: float = 10) -> None:
+        """Stop: calls in flight are finished, new ones refused; then everything is released.
+
+        It may be called at any time, from anywhere, more than once.  In a rule it returns at
+        once, and the service stops after the reply.
+
+        Args:
+            grace: seconds, default 10, until what still runs is cut off.
+        """
+        listener = self._listener
+        if listener is None or listener.is_over:
+            self._loop.close()
+            return
+        listener.stop_by = min(listener.stop_by or float('inf'), time.monotonic() + grace)
+        threads = [connection.thread for connection in list(listener.connections.values())]
+        if threading.current_thread() in threads + [self._loop.thread]:
+            return
+        # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
+        # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
+        while not listener.is_over:
+            time.sleep(0.002)
+        listener.thread.join()
+
+    def run(
+        self,
+        port: Optional[int] = None,
+        host: Optional[str] = None,
+        debug: Optional[bool] = None,
+        *,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        reuse_port: bool = False,
+    ) -> None:
+        """Serve until Ctrl-C or SIGTERM, then `stop`; a second Ctrl-C ends at once.
+
+        Args, Raises: as `start`.
+        """
+        import signal
+
+        before: Any = None
+        if _in_main_thread():
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
+                listener = self._announce()
+                while not listener.is_over:
+                    time.sleep(0.1)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def __enter__(self) -> Microservice:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def _announce(self) -> _Listener:
+        """Say where it listens, and which rules the network can call without a token."""
+        assert self._listener
+        print(f'{self.name}: listening on {self.address}; Ctrl-C stops it', flush=True)
+        host = str(self._listener.server_address[0])
+        is_open = [path for path in self._rules if self.token.of(path) is None]
+        if is_open and not _is_loopback(host):
+            _logger().warning(
+                'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1',
+                host,
+                ', '.join(is_open),
+            )
+        return self._listener
 
 
 def _loopback(host: str) -> str:
