@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = Tuple[Tuple[str, str], ...]
     Answer = Tuple[int, Headers, bytes]
+    Bytes = Union[bytes, bytearray]
 
 __version__ = '0.1.0'
 # fmt: off
@@ -279,7 +280,7 @@ def _problem(status: int, detail: str, **members: Any) -> bytes:
     return _encode_text(dict(title=title, status=status, detail=detail, **members)).encode()
 
 
-def _error_from_reply(status: int, body: bytes) -> MicroconnectError:
+def _error_from_reply(status: int, body: Bytes) -> MicroconnectError:
     """The error that a reply with another status than 200 tells of."""
     try:
         problem = _decode(body)
@@ -377,38 +378,54 @@ def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
     return ''
 
 
-_encode_text = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain).encode
+_encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain)
 
 
-def _encode(value: Any, **parts: Any) -> bytes:
-    """Encode *value*; *parts* name what in it an error may be found in.
+def _prepare_encoder() -> Callable[[Any], str]:
+    """The encoder's C part, made once: JSONEncoder.encode makes it anew for every value."""
+    make = getattr(json.encoder, 'c_make_encoder', None)
+    if make is None:  # PyPy
+        return _encoder.encode
+    text = json.encoder.encode_basestring_ascii
+    encode = make(None, _plain, text, None, ':', ',', False, False, False)
+    return lambda value: ''.join(encode(value, 0))
+
+
+_encode_text = _prepare_encoder()
+
+
+def _encode(value: Any, part: str = '') -> bytes:
+    """Encode *value*; *part* is what an error calls it, where its keys do not name its parts.
 
     Raises TypeError or ValueError that names the path of what has no faithful form.
     """
     try:
         return _encode_text(value).encode()
     except Exception as error:
-        found = (_locate(part, name) for name, part in parts.items())
-        detail = next(filter(None, found), '') or f'{"/".join(parts)}: {error}'
+        parts = [(part, value)] if part else value.items()
+        found = (_locate(item, name) for name, item in parts)
+        detail = next(filter(None, found), '') or f'{part}: {error}'
         raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from None
-
-
-def _encode_reply(value: Any) -> bytes:
-    values = value if type(value) is tuple else (value,)
-    return _encode(values, reply=values)
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f'{name} is not JSON')
 
 
-_decode_text = json.JSONDecoder(parse_constant=_no_constant).decode
+_decoder = json.JSONDecoder(parse_constant=_no_constant)
+_scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 
-def _decode(body: bytes) -> Any:
+def _decode(body: Bytes) -> Any:
     """Decode JSON strictly; ValueError says what is wrong."""
     try:
-        return _decode_text(body.decode())
+        text = body.decode()
+        try:
+            value, end = _scan(text, 0)
+        except StopIteration:
+            end = -1
+        # With white space around it, or an error to tell of, the long way.
+        return value if end == len(text) else _decoder.decode(text)
     except RecursionError:
         raise ValueError('nested too deeply') from None
 
@@ -508,7 +525,7 @@ def _cached(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 _request_of, _reply_of = _cached(_parse_request), _cached(_parse_reply)
 
 
-def _malformed(head: Union[bytes, bytearray]) -> _BadMessage:
+def _malformed(head: Bytes) -> _BadMessage:
     """What to say of a head that is none.  Its text is not repeated: it may hold a secret."""
     if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', head):
         return _BadMessage('only HTTP/1.1 is spoken here', 505)
@@ -751,6 +768,8 @@ def _in_main_thread() -> bool:
 
 
 def _is_json(content_type: str) -> bool:
+    if content_type == 'application/json':
+        return True
     return content_type.partition(';')[0].strip().lower() == 'application/json'
 
 
@@ -769,7 +788,7 @@ def _check_browser(headers: Mapping[str, str]) -> None:
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
 
-def _parse_call(body: bytes) -> Tuple[List[Any], Dict[str, Any], Any]:
+def _parse_call(body: Bytes) -> Tuple[List[Any], Dict[str, Any], Any]:
     """Read args, kwargs and token from a request's body."""
     try:
         call = _decode(body) if body else {}
@@ -922,7 +941,7 @@ class _Rulebook:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, self._run, rule, args, kwargs)
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: Bytes) -> Answer:
         try:
             rule, args, kwargs = self._admit(method, path, headers, body)
         except MicroconnectError as refusal:
@@ -935,7 +954,7 @@ class _Rulebook:
             return self._failure(rule, error)
 
     def _admit(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: Bytes
     ) -> Tuple[_Rule, List[Any], Dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
         if 'origin' in headers or 'sec-fetch-site' in headers:
@@ -949,7 +968,7 @@ class _Rulebook:
             raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
         if body or method != 'GET':
             kind = headers.get('content-type', '')
-            if kind != 'application/json' and not _is_json(kind):
+            if not _is_json(kind):
                 raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
         args, kwargs, given = _parse_call(body)
         wanted = self.token.of(path)
@@ -994,7 +1013,7 @@ class _Rulebook:
             return self._failure(rule, error)
 
     def _reply(self, value: Any) -> Answer:
-        body = _encode_reply(value)
+        body = _encode(value if type(value) is tuple else (value,), 'reply')
         if len(body) > self.max_body:
             raise ValueError(f'the reply of {len(body)} bytes is over the limit of {self.max_body}')
         return 200, _JSON, body
@@ -1103,12 +1122,12 @@ class _Connection:
         length = request.length
         if request.expects and length <= micro.max_body and not stream.buffer:
             self.sock.sendall(_CONTINUE)
-        body = bytes(stream.body(length, micro.max_body)) if length else b''
+        body = stream.body(length, micro.max_body) if length else b''
         self.deadline = float('inf')
-        if self.listener.stopping:
+        if self.listener.stop_by:
             raise _BadMessage('the service is stopping', 503)
         status, headers, reply = micro._answer(request.method, request.path, request.headers, body)
-        keep = request.keep_alive and not self.listener.stopping
+        keep = request.keep_alive and not self.listener.stop_by
         self._send(status, headers, reply, keep, request.method == 'HEAD')
         return keep
 
@@ -1179,10 +1198,6 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         super().__init__(address, http.server.BaseHTTPRequestHandler)
         self.thread = threading.Thread(target=self._serve, name='microconnect', daemon=True)
-
-    @property
-    def stopping(self) -> bool:
-        return self.stop_by is not None
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
@@ -1574,7 +1589,7 @@ class _Link:
             return not self._poll.poll(0)
         return not select.select([self.sock], (), (), 0)[0]
 
-    def set_timeout(self) -> None:
+    def _set_timeout(self) -> None:
         """Give the socket what is left; setting it is a system call, so only where it differs."""
         left = self.deadline - time.monotonic()
         if not left <= self.limit <= left + 0.05:
@@ -1584,13 +1599,13 @@ class _Link:
             self.sock.settimeout(left)
 
     def _receive(self, size: int) -> bytes:
-        self.set_timeout()
+        self._set_timeout()
         data = self.sock.recv(size)
         if data:
             self.has_answered = True
         return data
 
-    def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, bytes]:
+    def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, Bytes]:
         """Send a request and give its reply.
 
         Raises:
@@ -1600,7 +1615,7 @@ class _Link:
         self.deadline = deadline
         self.has_answered = False
         failure: Optional[OSError] = None
-        self.set_timeout()
+        self._set_timeout()
         try:
             self.sock.sendall(message)
         except OSError as error:
@@ -1612,12 +1627,12 @@ class _Link:
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
 
-    def _read_reply(self, max_body: int) -> Tuple[_Reply, bytes]:
+    def _read_reply(self, max_body: int) -> Tuple[_Reply, Bytes]:
         for _ in range(10):  # an interim reply (1xx) comes before the final one
             reply = _reply_of(self.stream.head())
             if reply.status >= 200:
                 break
-        body = bytes(self.stream.body(reply.length, max_body)) if reply.length else b''
+        body = self.stream.body(reply.length, max_body) if reply.length else b''
         self.retire_at = time.monotonic() + reply.keep_alive if reply.keep_alive else 0.0
         return reply, body
 
@@ -1649,7 +1664,7 @@ class _Place:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> Tuple[int, Mapping[str, str], bytes]:
+    ) -> Tuple[int, Mapping[str, str], Bytes]:
         """Make a call; MicroconnectError tells what failed."""
         prefix = _request_prefix(method, self.base, rule, self.netloc, self.extra)
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), body)
@@ -1744,7 +1759,7 @@ class _InProcess:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> Tuple[int, Mapping[str, str], bytes]:
+    ) -> Tuple[int, Mapping[str, str], Bytes]:
         status, headers, reply = self.micro._answer(method, rule, _LOCAL, body)
         return status, {name.lower(): value for name, value in headers}, reply
 
@@ -1880,12 +1895,16 @@ class Friend:
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
-        rule = _path_of(__rule)
-        setting = __self._settings.get(rule) or _Setting(rule, 'POST', None, None)
+        setting = __self._settings.get(__rule) if isinstance(__rule, str) else None
+        if setting is None:
+            path = _path_of(__rule)
+            setting = __self._settings.get(path) or _Setting(path, 'POST', None, None)
+            if path == __rule and len(__self._settings) < 1000:  # rules may be made up on the way
+                __self._settings[path] = setting
+        rule = setting.path
         token = setting.token or __self.token.of(rule)
         try:
-            call = {'args': args, 'kwargs': kwargs, 'token': token}
-            body = _encode(call, args=args, kwargs=kwargs)
+            body = _encode({'args': args, 'kwargs': kwargs, 'token': token})
         except (TypeError, ValueError) as error:
             raise BadCall(str(error)).at(rule, repr(__self)) from None
         if len(body) > __self.max_body:
@@ -1964,7 +1983,7 @@ class Friend:
         """Call at one address after the other, until the call may have run at one."""
         now = time.monotonic()
         deadline = now + (setting.timeout or self.timeout)
-        places = self._in_turn(now)
+        places = self._places if len(self._places) == 1 else self._in_turn(now)
         failures: List[MicroconnectError] = []
         for place in places:
             # An address that swallows packets must not use up the time of the others.
@@ -1986,15 +2005,12 @@ class Friend:
 
     def _in_turn(self, now: float) -> List[Any]:
         """The places in the order to try them: those that failed lately come last."""
-        places = self._places
-        if len(places) == 1:
-            return places
-        first = next(self._turn) % len(places)
-        turned = places[first:] + places[:first]
+        first = next(self._turn) % len(self._places)
+        turned = self._places[first:] + self._places[:first]
         return sorted(turned, key=lambda place: place.rests_until > now)
 
 
-def _returned(status: int, headers: Mapping[str, str], body: bytes) -> Any:
+def _returned(status: int, headers: Mapping[str, str], body: Bytes) -> Any:
     """The value that a reply holds; MicroconnectError where it holds none."""
     if status != 200:
         raise _error_from_reply(status, body)

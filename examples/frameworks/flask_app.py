@@ -1,19 +1,23 @@
-"""A service beside the routes of a Flask application: Flask at /, the rules under /rpc.
+"""A service beside the routes of a Flask application: the rules answer under /rpc.
 
     python examples/frameworks/flask_app.py 5000
+    curl http://127.0.0.1:5000/
 
-    from microconnect import Friend
-    print(Friend('app1', 'http://127.0.0.1:5000/rpc').send('/helloworld', 'Mr. Developer'))
+    Friend('app1', 'http://127.0.0.1:5000/rpc').send('/helloworld', 'Mr. Developer')
 """
 
+import asyncio
+import pathlib
 import sys
-from pathlib import Path
 
 from flask import Flask
-from service import Micro
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # finds microconnect.py
+from microconnect import Microservice
+
 app = Flask(__name__)
+Micro = Microservice(__name__)
 app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {'/rpc': Micro.wsgi})
 
 
@@ -22,5 +26,18 @@ def index():
     return 'Flask answers here'
 
 
+@Micro.typing('/helloworld')
+@Micro.reply
+def helloworld(name):
+    return f'Welcome {name}'
+
+
+@Micro.typing('/later')
+@Micro.reply
+async def later(value, delay):  # on the service's own event loop, which all calls share
+    await asyncio.sleep(delay)
+    return value
+
+
 if __name__ == '__main__':
-    app.run(port=int(sys.argv[1]))
+    app.run(port=int(sys.argv[1]) if sys.argv[1:] else 5000)

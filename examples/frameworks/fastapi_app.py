@@ -1,0 +1,44 @@
+"""A service beside the routes of a FastAPI application: the rules answer under /rpc.
+
+    python examples/frameworks/fastapi_app.py 5000
+    curl http://127.0.0.1:5000/
+
+    Friend('app1', 'http://127.0.0.1:5000/rpc').send('/helloworld', 'Mr. Developer')
+"""
+
+import asyncio
+import pathlib
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # finds microconnect.py
+from microconnect import Microservice
+
+app = FastAPI()
+Micro = Microservice(__name__)
+app.mount('/rpc', Micro.asgi)
+
+
+@app.get('/', response_class=PlainTextResponse)
+async def index():
+    return 'FastAPI answers here'
+
+
+@Micro.typing('/helloworld')
+@Micro.reply
+def helloworld(name):
+    return f'Welcome {name}'
+
+
+@Micro.typing('/later')
+@Micro.reply
+async def later(value, delay):  # on the server's event loop; plain rules run in threads
+    await asyncio.sleep(delay)
+    return value
+
+
+if __name__ == '__main__':
+    uvicorn.run(app, port=int(sys.argv[1]) if sys.argv[1:] else 5000)
