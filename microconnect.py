@@ -818,19 +818,19 @@ class _Loop:
         self._lock = threading.Lock()
         self.thread: Optional[threading.Thread] = None
 
-    def run(self, coroutine: Any) -> Answer:
-        """Run *coroutine* to its end, from another thread."""
+    def run(self, answer: Callable[[Any], Any], awaitable: Any) -> Answer:
+        """Run answer(awaitable) to its end, from another thread."""
         import asyncio
 
         if threading.current_thread() is self.thread:
-            coroutine.close()
+            getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
             raise RuntimeError('an async rule calls with `await asend`: `send` would stop the loop')
         with self._lock:
             if self.thread is None:
                 self._start()
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        answer: Answer = future.result()
-        return answer
+            future = asyncio.run_coroutine_threadsafe(answer(awaitable), self._loop)
+        answered: Answer = future.result()
+        return answered
 
     def _start(self) -> None:
         import asyncio
@@ -841,7 +841,11 @@ class _Loop:
             self._loop = asyncio.get_running_loop()
             self._closed = self._loop.create_future()
             ready.set()
-            await self._closed
+            try:
+                await self._closed
+            finally:  # also where a task's SystemExit ends the loop
+                if self.thread is threading.current_thread():
+                    self.thread = None
 
         # asyncio.run cancels what is left and closes the loop, as its authors meant it.
         self.thread = threading.Thread(target=asyncio.run, args=(until_closed(),), daemon=True)
@@ -936,22 +940,21 @@ class _Rulebook:
             rule, args, kwargs = self._admit(method, path, lowered, body)
         except MicroconnectError as refusal:
             return self._refusal(path, refusal)
-        if rule.is_async:
-            return await self._run_async(rule, args, kwargs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._run, rule, args, kwargs)
+        if not rule.is_async:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, self._run, rule, args, kwargs)
+        try:
+            value = rule.function(*args, **kwargs)
+        except BaseException as error:
+            return self._failure(rule, error)
+        return await self._run_async(rule, value)
 
     def _answer(self, method: str, path: str, headers: Mapping[str, str], body: Bytes) -> Answer:
         try:
             rule, args, kwargs = self._admit(method, path, headers, body)
         except MicroconnectError as refusal:
             return self._refusal(path, refusal)
-        if not rule.is_async:
-            return self._run(rule, args, kwargs)
-        try:
-            return self._loop.run(self._run_async(rule, args, kwargs))
-        except BaseException as error:
-            return self._failure(rule, error)
+        return self._run(rule, args, kwargs)
 
     def _admit(
         self, method: str, path: str, headers: Mapping[str, str], body: Bytes
@@ -995,18 +998,19 @@ class _Rulebook:
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             value = contextvars.copy_context().run(rule.function, *args, **kwargs)
+            if hasattr(value, '__await__'):  # its code did not show that it is async
+                return self._loop.run(functools.partial(self._run_async, rule), value)
             return self._reply(value)
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
                 raise
             return self._failure(rule, error)
 
-    async def _run_async(self, rule: _Rule, args: List[Any], kwargs: Dict[str, Any]) -> Answer:
+    async def _run_async(self, rule: _Rule, value: Any) -> Answer:
         import asyncio
 
         try:
-            value = rule.function(*args, **kwargs)
-            return self._reply(await value if hasattr(value, '__await__') else value)
+            return self._reply(await value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -1318,7 +1322,7 @@ class _Gateways(_Rulebook):
 
     def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
         length = environ.get('CONTENT_LENGTH') or '0'
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             raise BadCall('Content-Length is not a number of bytes')
         if int(length) > self.max_body:
             raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
@@ -1469,7 +1473,7 @@ class Microservice(_Gateways):
         except (OSError, OverflowError) as error:
             kind = type(error) if isinstance(error, OSError) else OSError
             number = getattr(error, 'errno', None) or errno.EINVAL
-            why = f'{error}' if number == errno.EINVAL else os.strerror(number)
+            why = getattr(error, 'strerror', None) or error
             raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
         self._listener.thread.start()
         return self
