@@ -82,6 +82,7 @@ import re
 import select
 import socket
 import socketserver
+import struct
 import sys
 import threading
 import time
@@ -1569,6 +1570,12 @@ def _netloc(host: str, port: int) -> str:
 _Setting = collections.namedtuple('_Setting', 'path method token timeout')
 
 
+# Linux times a blocking socket itself.  Python's own timeout polls before each send and recv, and
+# every system call that gives up the GIL makes the threads of a shared friend queue for it.
+_KERNEL_TIMES = sys.platform == 'linux' and struct.calcsize('l') == 8
+_TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
+
+
 class _Link:
     """A kept-alive connection to a service."""
 
@@ -1580,6 +1587,9 @@ class _Link:
         self.limit = -1.0  # the socket's timeout, as last set
         self.has_answered = False  # whether a byte of the reply has come
         self.stream = _Stream(self._receive, _STATUS_LINE, 64 << 10)
+        self.is_timed_by_kernel = _KERNEL_TIMES and type(sock) is socket.socket
+        if self.is_timed_by_kernel:
+            sock.settimeout(None)
         # Not select.select, which fails on descriptors over 1,023; Windows has only that one.
         self._poll = select.poll() if hasattr(select, 'poll') else None
         if self._poll is not None:
@@ -1596,10 +1606,16 @@ class _Link:
     def _set_timeout(self) -> None:
         """Give the socket what is left; setting it is a system call, so only where it differs."""
         left = self.deadline - time.monotonic()
-        if not left <= self.limit <= left + 0.05:
-            if left <= 0:
-                raise socket.timeout('timed out')
-            self.limit = left
+        if left <= self.limit <= left + 0.05:
+            return
+        if left <= 0:
+            raise socket.timeout('timed out')
+        self.limit = left
+        if self.is_timed_by_kernel:
+            seconds = struct.pack('ll', int(left), max(1, int(left % 1 * 1e6)))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        else:
             self.sock.settimeout(left)
 
     def _receive(self, size: int) -> bytes:
@@ -1608,6 +1624,13 @@ class _Link:
         if data:
             self.has_answered = True
         return data
+
+    def _send(self, message: bytes) -> None:
+        self._set_timeout()
+        sent = self.sock.send(message)
+        while sent < len(message):
+            self._set_timeout()
+            sent += self.sock.send(memoryview(message)[sent:])
 
     def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, Bytes]:
         """Send a request and give its reply.
@@ -1619,24 +1642,20 @@ class _Link:
         self.deadline = deadline
         self.has_answered = False
         failure: Optional[OSError] = None
-        self._set_timeout()
         try:
-            self.sock.sendall(message)
+            self._send(message)
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
             self.deadline = min(deadline, time.monotonic() + 1)
         try:
-            return self._read_reply(max_body)
+            for _ in range(10):  # an interim reply (1xx) comes before the final one
+                reply = _reply_of(self.stream.head())
+                if reply.status >= 200:
+                    break
+            body = self.stream.body(reply.length, max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
-
-    def _read_reply(self, max_body: int) -> Tuple[_Reply, Bytes]:
-        for _ in range(10):  # an interim reply (1xx) comes before the final one
-            reply = _reply_of(self.stream.head())
-            if reply.status >= 200:
-                break
-        body = self.stream.body(reply.length, max_body) if reply.length else b''
         self.retire_at = time.monotonic() + reply.keep_alive if reply.keep_alive else 0.0
         return reply, body
 
@@ -1714,14 +1733,14 @@ class _Place:
                 link = _Link(self.friend._tls().wrap_socket(link.sock, server_hostname=self.host))
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
-            reason = 'no answer in time' if isinstance(error, socket.timeout) else error
+            reason = 'no answer in time' if isinstance(error, _TIMEOUTS) else error
             raise Unreachable(f'cannot connect: {reason}; is the service running?') from None
 
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         fields = (('Host', self.netloc),) + proxy.headers
         lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
-        link.sock.sendall(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
         link.deadline = deadline
+        link._send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
         status = _reply_of(link.stream.head()).status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
@@ -1739,14 +1758,14 @@ class _Place:
 def _failure(error: BaseException, link: _Link) -> BaseException:
     """What a call ended by, as the caller learns it."""
     if isinstance(error, _NotSent):
-        lost = CallTimeout if isinstance(error.__cause__, socket.timeout) else ConnectionLost
+        lost = CallTimeout if isinstance(error.__cause__, _TIMEOUTS) else ConnectionLost
         return lost(f'the call could not be sent: {error.__cause__}', sent=False)
     if isinstance(error, _Ended) and not link.has_answered:
         return ConnectionLost('the connection ended before a reply; the call may have run')
     if isinstance(error, _BadMessage):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
-    if isinstance(error, socket.timeout):
+    if isinstance(error, _TIMEOUTS):
         return CallTimeout('no full reply in time; the call may have run')
     if isinstance(error, OSError):
         return ConnectionLost(f'{error}; the call may have run')
@@ -1789,10 +1808,10 @@ def _parse_address(address: str) -> Tuple[str, str, int, str]:
             host = host.encode('idna').decode()
     except ValueError as error:
         raise ValueError(f'{wrong}{error}') from None
+    if '@' in parts.netloc:
+        raise ValueError('an address holds no user and password: rules are guarded by token=...')
     if parts.scheme not in ('http', 'https'):
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
-    if parts.username is not None or parts.password is not None:
-        raise ValueError('an address holds no user and password: rules are guarded by token=...')
     if not host or re.search(r'[\s\\%]', host) or parts.query or parts.fragment:
         raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
     base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")

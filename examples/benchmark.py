@@ -242,7 +242,7 @@ class XmlRpcServer(socketserver.ThreadingMixIn, xmlrpc.server.SimpleXMLRPCServer
 
 class XmlRpcHandler(xmlrpc.server.SimpleXMLRPCRequestHandler):
     protocol_version = 'HTTP/1.1'  # keeps connections
-    encode_threshold = None  # gzip would make the echo ten times slower
+    encode_threshold = None  # gzip would make the echo several times slower
 
 
 class Obvious(Contender):

@@ -1,7 +1,9 @@
 """A service beside the routes of a FastAPI application: the rules answer under /rpc.
 
-    python examples/frameworks/fastapi_app.py 5000
+    python3 examples/frameworks/fastapi_app.py 5000
     curl http://127.0.0.1:5000/
+
+and, in another process, with Friend from microconnect:
 
     Friend('app1', 'http://127.0.0.1:5000/rpc').send('/helloworld', 'Mr. Developer')
 """

@@ -2,6 +2,8 @@
 
     python3 examples/scale/service.py 5001            # alone on its port, behind a proxy
     python3 examples/scale/service.py 5000 --share    # several processes on one port (Linux)
+
+The port is 5000 if none is given.
 """
 
 import os
