@@ -251,7 +251,8 @@ def _remote_error_class(name: str) -> Type[RemoteError]:
         return RemoteError
     if issubclass(kind, (StopIteration, StopAsyncIteration)):
         return RemoteError  # would silently end the loop around the call
-    made = type('RemoteError', (RemoteError, kind), {'__module__': __name__})
+    members = {'__module__': __name__, 'msg': property(str)}  # SyntaxError prints its msg
+    made = type('RemoteError', (RemoteError, kind), members)
     try:
         made('')
     except TypeError:  # an ExceptionGroup cannot be made of a message alone
@@ -405,7 +406,10 @@ def _encode(value: Any, part: str = '') -> bytes:
     except Exception as error:
         parts = [(part, value)] if part else value.items()
         found = (_locate(item, name) for name, item in parts)
-        detail = next(filter(None, found), '') or f'{part}: {error}'
+        try:
+            detail = next(filter(None, found), '') or f'{part}: {error}'
+        except RecursionError:
+            detail = f'{part or "args"}: nested too deeply'
         raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from None
 
 
@@ -575,21 +579,21 @@ def _unquote(path: bytes) -> str:
 
 
 class _Stream:
-    """Messages out of a stream of bytes.
+    """Messages out of a stream of bytes; who knows where they come from gives `receive`.
 
     Args:
-        receive: gives up to that many next bytes; b'' at the end.
         first_line: what a head begins with, so that what never will be one is refused at once.
         max_head: how long a head may be (bytes).
     """
 
-    def __init__(
-        self, receive: Callable[[int], bytes], first_line: re.Pattern[bytes], max_head: int
-    ) -> None:
-        self.receive = receive
+    def __init__(self, first_line: re.Pattern[bytes], max_head: int) -> None:
         self.first_line = first_line
         self.max_head = max_head
         self.buffer = bytearray()  # gives from its front without copying the rest
+
+    def receive(self, size: int) -> bytes:
+        """Give up to *size* next bytes; b'' at the end."""
+        raise NotImplementedError
 
     def _more(self, size: int) -> None:
         data = self.receive(min(size, _BLOCK))
@@ -743,8 +747,8 @@ def _path_of(rule: Any) -> str:
 
 def _code_flags(function: Any) -> int:
     """The flags of the code that calling *function* runs; 0 where it is not Python's."""
-    while isinstance(function, functools.partial) or hasattr(function, '__wrapped__'):
-        function = getattr(function, '__wrapped__', None) or function.func
+    while isinstance(function, functools.partial):
+        function = function.func
     code = getattr(function, '__code__', None)
     code = code or getattr(type(function).__call__, '__code__', None)
     return code.co_flags if code else 0
@@ -1056,7 +1060,7 @@ _CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
 
 
-class _Connection:
+class _Connection(_Stream):
     """A connection to the listener, served in its own thread.
 
     Its socket blocks.  The accepting thread watches `deadline` and ends what is past it, which
@@ -1066,12 +1070,12 @@ class _Connection:
     """
 
     def __init__(self, listener: _Listener, sock: socket.socket) -> None:
+        super().__init__(_REQUEST_LINE, listener.micro.max_head)
         self.listener = listener
         self.sock: Any = sock
         self.thread: Optional[threading.Thread] = None
         self.deadline = time.monotonic() + listener.micro.read_timeout
         self.expired = False
-        self.stream = _Stream(self._receive, _REQUEST_LINE, listener.micro.max_head)
 
     def serve(self) -> None:
         """Serve request after request until either side closes."""
@@ -1100,8 +1104,8 @@ class _Connection:
 
     def _await_request(self, waiting: float) -> bool:
         """Wait for a request's first bytes; False where the peer is done."""
-        stream, idle = self.stream, self.listener.idle
-        if not stream.buffer:
+        idle = self.listener.idle
+        if not self.buffer:
             self.deadline = time.monotonic() + waiting
             idle[self] = None
             data = self.sock.recv(_FIRST_READ)
@@ -1110,24 +1114,24 @@ class _Connection:
                 raise _BadMessage('the connection was idle, and is closed; send again', 408)
             if not data:
                 return False
-            stream.buffer += data
+            self.buffer += data
         self.deadline = time.monotonic() + self.listener.micro.read_timeout
         return True
 
-    def _receive(self, size: int) -> bytes:
+    def receive(self, size: int) -> bytes:
         data: bytes = self.sock.recv(size)
         self.deadline += len(data) * self.listener.micro.read_timeout / _BLOCK
         return data
 
     def _serve_request(self) -> bool:
-        micro, stream = self.listener.micro, self.stream
-        request = _request_of(stream.head())
+        micro = self.listener.micro
+        request = _request_of(self.head())
         if request.count > micro.max_headers:
             raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
         length = request.length
-        if request.expects and length <= micro.max_body and not stream.buffer:
+        if request.expects and length <= micro.max_body and not self.buffer:
             self.sock.sendall(_CONTINUE)
-        body = stream.body(length, micro.max_body) if length else b''
+        body = self.body(length, micro.max_body) if length else b''
         self.deadline = float('inf')
         if self.listener.stop_by:
             raise _BadMessage('the service is stopping', 503)
@@ -1328,21 +1332,31 @@ class _Gateways(_Rulebook):
         if int(length) > self.max_body:
             raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
         source = environ['wsgi.input']
-        if environ.get('HTTP_TRANSFER_ENCODING') and environ.get('wsgi.input_terminated'):
-            body = source.read(self.max_body + 1)  # chunked; the server marks its end
-        else:
-            body = source.read(int(length))
+        if not environ.get('HTTP_TRANSFER_ENCODING'):
+            body: bytes = source.read(int(length))
             if len(body) < int(length):
                 raise BadCall('the connection ended in the middle of a message')
-        return bytes(body)
+            return body
+        if not environ.get('wsgi.input_terminated'):
+            raise BadCall('a body needs a Content-Length here', status=411)
+        body = source.read(self.max_body + 1)  # chunked, and ended by the server
+        return body
 
-    async def asgi(
+    @property
+    def asgi(self) -> Callable[..., Any]:
+        """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            await self._asgi(scope, receive, send)
+
+        return application  # a function: uvicorn takes a bound method for ASGI 2
+
+    async def _asgi(
         self,
         scope: Mapping[str, Any],
         receive: Callable[[], Awaitable[Mapping[str, Any]]],
         send: Callable[[Mapping[str, Any]], Awaitable[None]],
     ) -> None:
-        """Answer as an ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
         if scope['type'] == 'lifespan':
             for phase in ('startup', 'shutdown'):
                 await receive()
@@ -1576,17 +1590,17 @@ _KERNEL_TIMES = sys.platform == 'linux' and struct.calcsize('l') == 8
 _TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
 
 
-class _Link:
+class _Link(_Stream):
     """A kept-alive connection to a service."""
 
     def __init__(self, sock: socket.socket) -> None:
+        super().__init__(_STATUS_LINE, 64 << 10)
         self.sock = sock
         self.owner = os.getpid()  # a child that inherits it over fork would get others' replies
         self.retire_at = 0.0
         self.deadline = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.has_answered = False  # whether a byte of the reply has come
-        self.stream = _Stream(self._receive, _STATUS_LINE, 64 << 10)
         self.is_timed_by_kernel = _KERNEL_TIMES and type(sock) is socket.socket
         if self.is_timed_by_kernel:
             sock.settimeout(None)
@@ -1597,7 +1611,7 @@ class _Link:
 
     def is_usable(self) -> bool:
         """Whether the peer keeps it open, as far as one can see from here."""
-        if self.owner != os.getpid() or time.monotonic() > self.retire_at or self.stream.buffer:
+        if self.owner != os.getpid() or time.monotonic() > self.retire_at or self.buffer:
             return False
         if self._poll is not None:
             return not self._poll.poll(0)
@@ -1618,7 +1632,7 @@ class _Link:
         else:
             self.sock.settimeout(left)
 
-    def _receive(self, size: int) -> bytes:
+    def receive(self, size: int) -> bytes:
         self._set_timeout()
         data = self.sock.recv(size)
         if data:
@@ -1650,10 +1664,10 @@ class _Link:
             self.deadline = min(deadline, time.monotonic() + 1)
         try:
             for _ in range(10):  # an interim reply (1xx) comes before the final one
-                reply = _reply_of(self.stream.head())
+                reply = _reply_of(self.head())
                 if reply.status >= 200:
                     break
-            body = self.stream.body(reply.length, max_body) if reply.length else b''
+            body = self.body(reply.length, max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
         self.retire_at = time.monotonic() + reply.keep_alive if reply.keep_alive else 0.0
@@ -1741,7 +1755,7 @@ class _Place:
         lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
         link.deadline = deadline
         link._send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
-        status = _reply_of(link.stream.head()).status
+        status = _reply_of(link.head()).status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
 
@@ -1803,13 +1817,14 @@ def _parse_address(address: str) -> Tuple[str, str, int, str]:
     wrong = f"address {address!r} is not like 'http://host:5000': "
     try:
         parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
+        if '@' in parts.netloc:
+            wrong = 'address: '  # not shown
+            raise ValueError('it holds no user and password: rules are guarded by token=...')
         host, port = parts.hostname, parts.port
         if host and not host.isascii():
             host = host.encode('idna').decode()
     except ValueError as error:
         raise ValueError(f'{wrong}{error}') from None
-    if '@' in parts.netloc:
-        raise ValueError('an address holds no user and password: rules are guarded by token=...')
     if parts.scheme not in ('http', 'https'):
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
     if not host or re.search(r'[\s\\%]', host) or parts.query or parts.fragment:
