@@ -75,6 +75,7 @@ import functools
 import hmac
 import http
 import http.server
+import ipaddress
 import itertools
 import json
 import os
@@ -82,13 +83,13 @@ import re
 import select
 import socket
 import socketserver
-import struct
 import sys
 import threading
 import time
 import types
 import urllib.parse
 import urllib.request
+import weakref
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
     """Find what in *value* has no JSON form: `reply[0].items[3]: function has no JSON form`."""
     if any(value is outer for outer in above):
         return f'{path}: holds itself'
-    if len(above) > 400:
+    if len(above) > 200:
         return f'{path[:60]}...: nested too deeply'
     try:
         native = isinstance(value, (str, int, float, list, tuple, dict, type(None)))
@@ -417,7 +418,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f'{name} is not JSON')
 
 
-_decoder = json.JSONDecoder(parse_constant=_no_constant)
+def _finite(text: str) -> float:
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f'{text[:20]} is too large for a float')
+    return number
+
+
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 
@@ -465,8 +473,10 @@ _STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x
 _REPLY = re.compile(_STATUS_LINE.pattern + _FIELDS)
 _BAD_BYTES = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]')
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
-_TARGET = re.compile(rb'(?:[Hh][Tt][Tt][Pp][Ss]?://[^/?#@]+)?(/' + _PATH + rb')?(\?[^#]*)?')
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#@:][^/?#@]*))?'
+_TARGET = re.compile(_AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?')
+_NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+_HOST = re.compile(r'(?:\[([0-9A-Fa-f:.]+)\]|' + _NAME + r')(?::[0-9]*)?')
 _CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?')
 _TRAILER = re.compile(_TOKEN + rb':[\t\x20-\x7e\x80-\xff]*')
 
@@ -482,12 +492,16 @@ def _parse_request(head: bytes) -> _Request:
     method, target, minor, lines = found.groups()
     headers, count = _parse_fields(lines)
     host = headers.get('host', '' if minor == b'0' else None)
-    if host is None or not _HOST.fullmatch(host):
+    if host is None or not _is_host(host):
         raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
     place = _TARGET.fullmatch(target)
     if not place and (method, target) != (b'OPTIONS', b'*'):
         raise _BadMessage('the request target is not a path (RFC 9112, 3.2)')
-    path, query = place.groups() if place else (target, None)
+    authority, path, query = place.groups() if place else (None, target, None)
+    if authority:
+        headers['host'] = authority.decode()  # RFC 9112, 3.2.2: in place of what was sent
+        if not _is_host(headers['host']):
+            raise _BadMessage('the host of the request target is malformed (RFC 9112, 3.2)')
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
         raise _BadMessage('the only expectation met is 100-continue', 417)
@@ -501,6 +515,16 @@ def _parse_request(head: bytes) -> _Request:
         _keeps_alive(headers, minor),
         bool(expects),
     )
+
+
+def _is_host(text: str) -> bool:
+    found = _HOST.fullmatch(text)
+    if not found:
+        return False
+    try:
+        return found.group(1) is None or bool(ipaddress.IPv6Address(found.group(1)))
+    except ValueError:
+        return False
 
 
 def _parse_reply(head: bytes) -> _Reply:
@@ -555,7 +579,7 @@ def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> in
         # Two statements of one length are how requests are smuggled past a proxy.
         if length is not None or minor == b'0':
             raise _BadMessage('Transfer-Encoding with Content-Length, or in HTTP/1.0, is refused')
-        if coding.lower() == 'chunked':
+        if coding.lower().strip(', \t') == 'chunked':  # a list may have empty elements
             return _CHUNKED
         known = re.fullmatch(r'(?:gzip|x-gzip|deflate|compress)\s*,\s*chunked', coding.lower())
         raise _BadMessage('the only Transfer-Encoding read is chunked', 501 if known else 400)
@@ -563,6 +587,7 @@ def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> in
         return otherwise
     if not (length.isascii() and length.isdigit()):
         raise _BadMessage('Content-Length is not a number of bytes')
+    length = length.lstrip('0') or '0'
     return int(length) if len(length) < 16 else 10**15
 
 
@@ -610,19 +635,20 @@ class _Stream:
 
     def head(self) -> bytes:
         """Give the next head, with its empty line."""
-        buffer, seen = self.buffer, 0
+        buffer, seen, most = self.buffer, 0, self.max_head
         while True:
             while buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
                 del buffer[:2]
+                most -= 2  # but not for ever
             end = buffer.find(b'\r\n\r\n', seen)
-            if end >= 0 or len(buffer) > self.max_head:
+            if end >= 0 or len(buffer) > most + 3:
                 break
             is_bad = _BAD_BYTES.search(buffer, seen)
             if is_bad or (b'\r\n' in buffer and not self.first_line.match(buffer)):
                 raise _malformed(buffer)  # and not waited for
             seen = max(len(buffer) - 3, 0)
             self._more(_FIRST_READ)
-        if not 0 <= end <= self.max_head:
+        if not 0 <= end <= most:
             raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
         return bytes(self._take(end + 4))
 
@@ -695,7 +721,10 @@ def _http_date(second: int) -> str:
 @functools.lru_cache(maxsize=256)
 def _request_prefix(method: str, base: str, rule: str, host: str, extra: Headers) -> bytes:
     """A request's head up to the length."""
-    target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+    try:
+        target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+    except UnicodeEncodeError:
+        raise BadCall('the rule holds a lone surrogate, which has no UTF-8 form') from None
     lines = [f'{method} {target} HTTP/1.1', f'Host: {host}']
     lines.append(f'User-Agent: microconnect/{__version__}')
     lines.extend(f'{name}: {value}' for name, value in _JSON + extra)
@@ -1076,6 +1105,7 @@ class _Connection(_Stream):
         self.thread: Optional[threading.Thread] = None
         self.deadline = time.monotonic() + listener.micro.read_timeout
         self.expired = False
+        self.is_head_only = False  # whether the reply to the request has no body
 
     def serve(self) -> None:
         """Serve request after request until either side closes."""
@@ -1089,7 +1119,10 @@ class _Connection(_Stream):
                 )
                 self.sock.do_handshake()  # apart, so that a silent peer's is seen by `expire`
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while self._await_request(waiting) and self._serve_request():
+            while self._await_request(waiting):
+                if not self._serve_request():
+                    self._linger()
+                    break
                 waiting = micro.idle_timeout
         except _BadMessage as error:
             if self.expired and isinstance(error, _Ended):
@@ -1105,6 +1138,8 @@ class _Connection(_Stream):
     def _await_request(self, waiting: float) -> bool:
         """Wait for a request's first bytes; False where the peer is done."""
         idle = self.listener.idle
+        if self.buffer == b'\r\n':
+            self.buffer.clear()  # RFC 9112, 2.2: some clients end a body so
         if not self.buffer:
             self.deadline = time.monotonic() + waiting
             idle[self] = None
@@ -1125,7 +1160,9 @@ class _Connection(_Stream):
 
     def _serve_request(self) -> bool:
         micro = self.listener.micro
-        request = _request_of(self.head())
+        head = self.head()
+        self.is_head_only = head.startswith(b'HEAD ')
+        request = _request_of(head)
         if request.count > micro.max_headers:
             raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
         length = request.length
@@ -1137,16 +1174,14 @@ class _Connection(_Stream):
             raise _BadMessage('the service is stopping', 503)
         status, headers, reply = micro._answer(request.method, request.path, request.headers, body)
         keep = request.keep_alive and not self.listener.stop_by
-        self._send(status, headers, reply, keep, request.method == 'HEAD')
+        self._send(status, headers, reply, keep)
         return keep
 
-    def _send(
-        self, status: int, headers: Headers, body: bytes, keep: bool, head_only: bool = False
-    ) -> None:
+    def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
         micro = self.listener.micro
         alive = max(1, int(micro.idle_timeout)) if keep else 0
         prefix = _reply_prefix(status, headers, alive, int(time.time()))
-        message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if head_only else body)
+        message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if self.is_head_only else body)
         if len(message) <= _BLOCK:
             self.deadline = time.monotonic() + micro.read_timeout
             self.sock.sendall(message)
@@ -1161,12 +1196,15 @@ class _Connection(_Stream):
         self.expired = False
         try:
             self._send(error.status, _PROBLEM, _problem(error.status, str(error)), False)
-            # Closing with bytes unread resets the connection, and the reply may be lost with it.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
-            self.deadline = time.monotonic() + _LINGER
-            while self.sock.recv(_BLOCK):
-                pass
+            self._linger()
         except OSError:
+            pass
+
+    def _linger(self) -> None:
+        """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
+        socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        self.deadline = time.monotonic() + _LINGER
+        while self.sock.recv(_BLOCK):
             pass
 
     def expire(self, now: float) -> None:
@@ -1584,26 +1622,18 @@ def _netloc(host: str, port: int) -> str:
 _Setting = collections.namedtuple('_Setting', 'path method token timeout')
 
 
-# Linux times a blocking socket itself.  Python's own timeout polls before each send and recv, and
-# every system call that gives up the GIL makes the threads of a shared friend queue for it.
-_KERNEL_TIMES = sys.platform == 'linux' and struct.calcsize('l') == 8
-_TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
-
-
 class _Link(_Stream):
     """A kept-alive connection to a service."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(_STATUS_LINE, 64 << 10)
         self.sock = sock
+        weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
         self.owner = os.getpid()  # a child that inherits it over fork would get others' replies
         self.retire_at = 0.0
         self.deadline = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.has_answered = False  # whether a byte of the reply has come
-        self.is_timed_by_kernel = _KERNEL_TIMES and type(sock) is socket.socket
-        if self.is_timed_by_kernel:
-            sock.settimeout(None)
         # Not select.select, which fails on descriptors over 1,023; Windows has only that one.
         self._poll = select.poll() if hasattr(select, 'poll') else None
         if self._poll is not None:
@@ -1620,16 +1650,10 @@ class _Link(_Stream):
     def _set_timeout(self) -> None:
         """Give the socket what is left; setting it is a system call, so only where it differs."""
         left = self.deadline - time.monotonic()
-        if left <= self.limit <= left + 0.05:
-            return
-        if left <= 0:
-            raise socket.timeout('timed out')
-        self.limit = left
-        if self.is_timed_by_kernel:
-            seconds = struct.pack('ll', int(left), max(1, int(left % 1 * 1e6)))
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        else:
+        if not left <= self.limit <= left + 0.05:
+            if left <= 0:
+                raise socket.timeout('timed out')
+            self.limit = left
             self.sock.settimeout(left)
 
     def receive(self, size: int) -> bytes:
@@ -1638,13 +1662,6 @@ class _Link(_Stream):
         if data:
             self.has_answered = True
         return data
-
-    def _send(self, message: bytes) -> None:
-        self._set_timeout()
-        sent = self.sock.send(message)
-        while sent < len(message):
-            self._set_timeout()
-            sent += self.sock.send(memoryview(message)[sent:])
 
     def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, Bytes]:
         """Send a request and give its reply.
@@ -1657,7 +1674,8 @@ class _Link(_Stream):
         self.has_answered = False
         failure: Optional[OSError] = None
         try:
-            self._send(message)
+            self._set_timeout()
+            self.sock.sendall(message)  # its timeout is for the whole, as recv's is not
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
@@ -1676,8 +1694,6 @@ class _Link(_Stream):
     def close(self) -> None:
         self.sock.close()
 
-    __del__ = close  # a friend that was never closed leaves no warning behind
-
 
 class _NotSent(Exception):
     """A request did not leave whole, so that no service has run it."""
@@ -1686,9 +1702,10 @@ class _NotSent(Exception):
 class _Place:
     """One address of a service, with its idle connections, and when it last failed."""
 
-    def __init__(self, address: str, friend: Friend) -> None:
+    def __init__(self, address: str, ssl_context: Optional[ssl.SSLContext], max_body: int) -> None:
         self.address = address
-        self.friend = friend
+        self.ssl_context = ssl_context
+        self.max_body = max_body
         self.scheme, self.host, self.port, self.base = _parse_address(address)
         self.netloc = _netloc(self.host, self.port)
         self.proxy = _proxy_for(self.scheme, self.host)
@@ -1711,7 +1728,7 @@ class _Place:
             if link is None:
                 link = self._connect(connect_by)
             try:
-                reply, data = link.exchange(message, deadline, self.friend.max_body)
+                reply, data = link.exchange(message, deadline, self.max_body)
             except BaseException as error:
                 link.close()
                 if isinstance(error, _NotSent) and not is_fresh:
@@ -1744,20 +1761,28 @@ class _Place:
                 if self.proxy:
                     self._tunnel(link, self.proxy, deadline)
                 link.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                link = _Link(self.friend._tls().wrap_socket(link.sock, server_hostname=self.host))
+                link = _Link(self._tls().wrap_socket(link.sock, server_hostname=self.host))
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
-            reason = 'no answer in time' if isinstance(error, _TIMEOUTS) else error
+            reason = 'no answer in time' if isinstance(error, socket.timeout) else error
             raise Unreachable(f'cannot connect: {reason}; is the service running?') from None
 
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         fields = (('Host', self.netloc),) + proxy.headers
         lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
         link.deadline = deadline
-        link._send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
+        link._set_timeout()
+        link.sock.sendall(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
         status = _reply_of(link.head()).status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
+
+    def _tls(self) -> ssl.SSLContext:
+        if self.ssl_context is None:
+            import ssl
+
+            self.ssl_context = ssl.create_default_context()
+        return self.ssl_context
 
     def rest(self) -> None:
         """Leave a failed address alone, each time for longer: 0.1 s to 5 s."""
@@ -1772,14 +1797,14 @@ class _Place:
 def _failure(error: BaseException, link: _Link) -> BaseException:
     """What a call ended by, as the caller learns it."""
     if isinstance(error, _NotSent):
-        lost = CallTimeout if isinstance(error.__cause__, _TIMEOUTS) else ConnectionLost
+        lost = CallTimeout if isinstance(error.__cause__, socket.timeout) else ConnectionLost
         return lost(f'the call could not be sent: {error.__cause__}', sent=False)
     if isinstance(error, _Ended) and not link.has_answered:
         return ConnectionLost('the connection ended before a reply; the call may have run')
     if isinstance(error, _BadMessage):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
-    if isinstance(error, _TIMEOUTS):
+    if isinstance(error, socket.timeout):
         return CallTimeout('no full reply in time; the call may have run')
     if isinstance(error, OSError):
         return ConnectionLost(f'{error}; the call may have run')
@@ -1884,11 +1909,12 @@ class Friend:
         self.name = name
         self.token = _Tokens(token)
         self.timeout = _checked_timeout(timeout)
-        self.ssl_context = ssl_context
         self.max_body = max_body
         several = address if isinstance(address, (list, tuple)) else (address,)
         self._places: List[Any] = [
-            _InProcess(place) if isinstance(place, Microservice) else _Place(place, self)
+            _InProcess(place)
+            if isinstance(place, Microservice)
+            else _Place(place, ssl_context, max_body)
             for place in several
         ]
         if not self._places:
@@ -2008,14 +2034,6 @@ class Friend:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-    def _tls(self) -> ssl.SSLContext:
-        """Give the TLS settings, made when first needed."""
-        if self.ssl_context is None:
-            import ssl
-
-            self.ssl_context = ssl.create_default_context()
-        return self.ssl_context
 
     def _call(self, setting: _Setting, body: bytes) -> Any:
         """Call at one address after the other, until the call may have run at one."""

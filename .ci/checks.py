@@ -3,18 +3,17 @@
 checks.py layout            the top level, the imports and the line budget of the module
 checks.py imports PYTHON    the module imports alone, vendored and twice under that Python
 checks.py wheel FILE        the wheel holds the module and its metadata, nothing else
-checks.py examples          every file in examples/ runs and prints what it should
-checks.py hosted            those examples that need packages from PyPI; all must be there
+checks.py examples          the examples run, and print what they should
+checks.py hosted            the examples that need packages from PyPI, all of them installed
 
 Needs Python 3.10 or later (`sys.stdlib_module_names`). Finds all it can, then fails once.
 """
 
 import ast
 import contextlib
-import importlib.util
 import io
-import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -37,6 +36,14 @@ MOST_CODE = 650
 LONGEST_FUNCTION = 40
 MEDIAN_FUNCTION = 10  # below it
 LONGEST_CLASS = 200
+
+CAPTURED = {
+    'stdin': subprocess.DEVNULL,
+    'stdout': subprocess.PIPE,
+    'stderr': subprocess.STDOUT,
+    'encoding': 'utf-8',
+    'errors': 'replace',
+}
 
 problems = []
 
@@ -221,15 +228,6 @@ def run_program(python, name, arguments):
             problem(f'import {name} under {python}: status {result.returncode}\n{result.stdout}')
 
 
-CAPTURED = {
-    'stdin': subprocess.DEVNULL,
-    'stdout': subprocess.PIPE,
-    'stderr': subprocess.STDOUT,
-    'encoding': 'utf-8',
-    'errors': 'replace',
-}
-
-
 ########################################################################
 # wheel
 ########################################################################
@@ -265,84 +263,116 @@ def ast_constant(name):
 # Scripts that end by themselves: their arguments, and what they print among other things.
 SCRIPTS = {
     'quickstart.py': ([], 'Welcome Mr. Developer'),
-    'benchmark.py': (['--quick'], ''),
+    'benchmark.py': (['--quick'], 'microconnect'),
     'stress.py': (['--quick'], ''),
+    'scale/run.py': ([], 'service 1 is killed'),
+    'scale/workers.py': (['0.3'], 'calls/s'),
 }
-# A service, the caller to run beside it, and what the caller prints.
-PAIRS = [
-    ('hello/app1.py', 'hello/app2.py', 'Welcome Mr. Developer'),
-    ('tutorial/run.py', 'tutorial/friend.py', '1000000003.1427'),
-]
+HOSTED = 'frameworks/'  # the examples that need packages from PyPI: services that take a port
+
+# Calls such a service as its docstring says; its argument is the port.
+CALLER = """
+import sys, urllib.request
+from microconnect import Friend
+url = f'http://127.0.0.1:{sys.argv[1]}'
+with Friend('app1', url + '/rpc', timeout=10) as friend:
+    print(friend.send('/helloworld', 'Mr. Developer'), friend.send('/later', 1, delay=0))
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+print(opener.open(url, timeout=10).read().decode())
+"""
 
 
-def check_examples(hosted=False):
-    """Run every example, or only those that need packages from PyPI; none is left out."""
-    present = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob('*.py')}
-    covered = set()
-    for service, caller, expected in PAIRS:
-        covered |= {service, caller, *siblings(service), *siblings(caller)}
-        if not {service, caller} <= present:
-            problem(f'examples: {service} or {caller} is missing')
-        elif wanted({service, caller}, hosted):
-            run_pair(service, caller, expected)
-    for script in sorted(present - covered):
-        covered |= siblings(script)
-    for script in sorted(present - covered):
+def check_examples():
+    """Run every example that needs no package; one that no table names must simply run."""
+    run_hello()
+    run_tutorial()
+    left = {path for path in every_example() if not path.startswith(HOSTED)}
+    left -= {f'{name}.py' for name in ('hello/app1', 'hello/app2')}
+    left -= {f'{name}.py' for name in ('tutorial/run', 'tutorial/service', 'tutorial/friend')}
+    for script in sorted(left - set().union(*map(siblings, left))):
         arguments, expected = SCRIPTS.get(script, ([], ''))
-        if wanted({script}, hosted):
-            run_script(script, arguments, expected)
+        print(f'-- {script} {" ".join(arguments)}'.rstrip())
+        report(script, expected, *finish(EXAMPLES / script, *arguments))
+
+
+def check_hosted():
+    """Serve each example of a framework, and call its rules and its own route."""
+    for script in sorted(path for path in every_example() if path.startswith(HOSTED)):
+        print(f'-- {script}')
+        port = free_port()
+        # A framework may leave SIGTERM to the system.
+        with running(EXAMPLES / script, port, stopped=(0, -signal.SIGTERM)) as listens:
+            if listens:
+                command = [sys.executable, '-c', CALLER, str(port)]
+                status, output = captured(command, ROOT)
+                report(script, 'Welcome Mr. Developer 1\n', status, output)
+                if 'answers here' not in output:
+                    problem(f'examples/{script}: its own route does not answer')
+
+
+def every_example():
+    return {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob('*.py')}
 
 
 def siblings(script):
     """The files beside *script* that it imports: running it runs them."""
     path = EXAMPLES / script
-    names = {name for name, _ in imported(parsed(path))} if path.exists() else set()
-    found = {path.with_name(f'{name}.py') for name in names}
+    tree = ast.parse(path.read_text(encoding='utf-8'), str(path))
+    found = {path.with_name(f'{name}.py') for name, _ in imported(tree)}
     return {other.relative_to(EXAMPLES).as_posix() for other in found if other.exists()}
 
 
-def parsed(path):
-    return ast.parse(path.read_text(encoding='utf-8'), str(path))
+def run_hello():
+    """Run the two scripts as a reader would in two terminals; both know their port, 5000."""
+    print('-- hello/app1.py with hello/app2.py')
+    with hello_on_free_port() as (folder, port), running(folder / 'app1.py', port=port) as listens:
+        if listens:
+            report('hello/app2.py', 'Welcome Mr. Developer\n', *finish(folder / 'app2.py'))
 
 
-def wanted(scripts, hosted):
-    """Say whether to run *scripts* now: their packages are there, and it is their turn."""
-    packages = set().union(*(packages_of(EXAMPLES / script) for script in scripts))
-    missing = sorted(name for name in packages if importlib.util.find_spec(name) is None)
-    if missing and hosted:
-        problem(f'examples: {sorted(scripts)} need {missing}')
-    elif missing:
-        print(f'-- not now, {", ".join(missing)} not installed: {", ".join(sorted(scripts))}')
-    return not missing and bool(packages) == hosted
+@contextlib.contextmanager
+def hello_on_free_port():
+    """The folder of the example and its port; of a copy with another port if 5000 is taken."""
+    folder, port = EXAMPLES / 'hello', 5000
+    if is_free(port):
+        yield folder, port
+        return
+    port = free_port()
+    print(f'   port 5000 is taken: copies with {port}')
+    with tempfile.TemporaryDirectory() as root:
+        shutil.copy(MODULE, root)
+        copy = Path(shutil.copytree(folder, Path(root, 'examples', 'hello')))
+        for name, old, new in [
+            ('app1.py', 'run()', f'run({port})'),
+            ('app2.py', '5000', str(port)),
+        ]:
+            text = (copy / name).read_text(encoding='utf-8')
+            (copy / name).write_text(text.replace(old, new), encoding='utf-8')
+        yield copy, port
 
 
-def packages_of(path):
-    """The packages that *path* cannot do without: what it imports at its top, unguarded."""
-    body = ast.Module([n for n in parsed(path).body if not isinstance(n, ast.Try)], [])
-    names = {name.split('.')[0] for name, _ in imported(top_only(body))}
-    ours = {'', 'microconnect', *(other.stem for other in path.parent.glob('*.py'))}
-    return names - ours - sys.stdlib_module_names
+def run_tutorial():
+    print('-- tutorial/run.py with tutorial/friend.py')
+    folder, port = EXAMPLES / 'tutorial', free_port()
+    with running(folder / 'run.py', port) as listens:
+        if listens:
+            ran = finish(folder / 'friend.py', f'http://127.0.0.1:{port}')
+            report('tutorial/friend.py', '1000000003.1427', *ran)
 
 
-def top_only(tree):
-    statements = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    return ast.Module(statements, [])
-
-
-def run_script(script, arguments, expected):
-    """Run one example to its end."""
-    print(f'-- {script} {" ".join(arguments)}'.rstrip())
-    report(script, expected, *finish(EXAMPLES / script, arguments))
-
-
-def finish(path, arguments=(), seconds=120):
+def finish(path, *arguments):
     """The exit status and the output of the script at *path*, run in its own folder."""
-    command = [sys.executable, '-u', path.name, *arguments]
+    return captured([sys.executable, '-u', path.name, *arguments], path.parent)
+
+
+def captured(command, folder, seconds=120):
     try:
-        result = subprocess.run(command, cwd=path.parent, timeout=seconds, **CAPTURED)
+        result = subprocess.run(command, cwd=folder, timeout=seconds, **CAPTURED)
     except subprocess.TimeoutExpired as exception:
-        output = exception.output or b''
-        return f'none after {seconds} s', output.decode('utf-8', 'replace')
+        output = exception.output or ''
+        if isinstance(output, bytes):  # whatever was asked for
+            output = output.decode('utf-8', 'replace')
+        return f'none after {seconds} s', output
     return result.returncode, result.stdout
 
 
@@ -354,39 +384,48 @@ def report(script, expected, status, output):
         problem(f'examples/{script}: {expected!r} is not in what it prints')
 
 
-def run_pair(service, caller, expected):
-    """Serve one example and run the other beside it, as a reader would in two terminals."""
-    print(f'-- {service} with {caller}')
-    with on_free_port(service, caller) as (folder, port):
-        with running(folder / service) as process:
-            if wait_until_served(process, port):
-                report(caller, expected, *finish(folder / caller))
-            else:
-                problem(f'examples/{service}: does not listen on {port}')
-
-
 @contextlib.contextmanager
-def on_free_port(service, caller):
-    """The folder of the two scripts and their port; of a copy if that port is taken."""
-    text = (EXAMPLES / caller).read_text(encoding='utf-8')
-    ports = set(re.findall(r'(?:127\.0\.0\.1|localhost):(\d+)', text))
-    if len(ports) != 1:
-        raise SystemExit(f'examples/{caller} calls the ports {sorted(ports)}, expected one')
-    old = int(ports.pop())
-    if is_free(old):
-        yield EXAMPLES, old
-        return
-    new = free_port()
-    print(f'   port {old} is taken: copies with {new}')
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(MODULE, folder)
-        copy = Path(folder, EXAMPLES.name)
-        shutil.copytree(EXAMPLES, copy)
-        for path in (copy / service).parent.glob('*.py'):
-            text = re.sub(rf'\b{old}\b', str(new), path.read_text(encoding='utf-8'))
-            text = re.sub(r'\.run\((?!.*port)', f'.run(port={new}, ', text)
-            path.write_text(text, encoding='utf-8')
-        yield copy, new
+def running(path, *arguments, port=None, stopped=(0,)):
+    """Run a service until the block ends, and stop it by SIGTERM; yield whether it listens.
+
+    *port* is its first argument if not given; *stopped* are the exit statuses that are right.
+    """
+    name = path.name
+    command = [sys.executable, '-u', name, *map(str, arguments)]
+    with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as log:
+        streams = {'stdin': subprocess.DEVNULL, 'stdout': log, 'stderr': log}
+        process = subprocess.Popen(command, cwd=path.parent, **streams)
+        try:
+            listens = wait_until_served(process, port or arguments[0])
+            if not listens:
+                problem(f'{name}: does not listen on {port or arguments[0]}')
+            yield listens
+            if process.poll() is not None:
+                problem(f'{name}: ended too early with status {process.returncode}')
+            else:
+                process.terminate()
+                if process.wait(20) not in stopped:
+                    problem(f'{name}: exit status {process.returncode} after SIGTERM')
+        except subprocess.TimeoutExpired:
+            problem(f'{name}: does not stop in 20 s')
+        finally:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            print(''.join(f'   {name}: {line}' for line in log), end='')
+
+
+def wait_until_served(process, port):
+    """Say whether *process* listens on *port* in time."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(('127.0.0.1', port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def is_free(port):
@@ -405,57 +444,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@contextlib.contextmanager
-def running(path):
-    """Run the service at *path* until the block ends; it must still run, and stop cleanly."""
-    with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as log:
-        streams = {'stdin': subprocess.DEVNULL, 'stdout': log, 'stderr': log}
-        process = subprocess.Popen([sys.executable, '-u', path.name], cwd=path.parent, **streams)
-        try:
-            yield process
-            if process.poll() is None:
-                process.terminate()
-                process.wait(20)
-                if process.returncode != 0:
-                    problem(f'{path.name}: exit status {process.returncode} after SIGTERM, not 0')
-            else:
-                problem(f'{path.name}: ended too early with status {process.returncode}')
-        except subprocess.TimeoutExpired:
-            problem(f'{path.name}: does not stop in 20 s')
-        finally:
-            process.kill()
-            process.wait()
-            log.seek(0)
-            print(''.join(f'   {path.name}: {line}' for line in log), end='')
-
-
-def wait_until_served(process, port):
-    """Say whether *process* listens on *port* in time."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(('127.0.0.1', port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return True
-    return False
-
-
 ########################################################################
 
 
 def main(arguments):
-    if len(arguments) == 1 and arguments[0] == 'layout':
-        check_layout()
-    elif len(arguments) == 2 and arguments[0] == 'imports':
-        check_imports(arguments[1])
-    elif len(arguments) == 2 and arguments[0] == 'wheel':
-        check_wheel(arguments[1])
-    elif arguments in (['examples'], ['hosted']):
-        check_examples(hosted=arguments == ['hosted'])
+    if len(arguments) == 2 and arguments[0] in ('imports', 'wheel'):
+        check = check_imports if arguments[0] == 'imports' else check_wheel
+    elif len(arguments) == 1 and arguments[0] in ('layout', 'examples', 'hosted'):
+        check = globals()[f'check_{arguments[0]}']
     else:
         raise SystemExit(__doc__)
+    check(*arguments[1:])
     if problems:
         raise SystemExit(f'{len(problems)} problem{"s" if len(problems) > 1 else ""}, see above')
 
