@@ -845,6 +845,10 @@ def _same_token(given: Any, wanted: str) -> bool:
     )
 
 
+class _LoopThread(threading.Thread):
+    """The thread of a service's event loop, told apart so that no call blocks it."""
+
+
 class _Loop:
     """The event loop of the async rules, in a thread of its own, from their first call on."""
 
@@ -856,9 +860,6 @@ class _Loop:
         """Run answer(awaitable) to its end, from another thread."""
         import asyncio
 
-        if threading.current_thread() is self.thread:
-            getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
-            raise RuntimeError('an async rule calls with `await asend`: `send` would stop the loop')
         with self._lock:
             if self.thread is None:
                 self._start()
@@ -882,7 +883,7 @@ class _Loop:
                     self.thread = None
 
         # asyncio.run cancels what is left and closes the loop, as its authors meant it.
-        self.thread = threading.Thread(target=asyncio.run, args=(until_closed(),), daemon=True)
+        self.thread = _LoopThread(target=asyncio.run, args=(until_closed(),), daemon=True)
         self.thread.start()
         ready.wait()
 
@@ -1345,7 +1346,7 @@ class _Gateways(_Rulebook):
     """The same answers where others do the listening."""
 
     def wsgi(self, environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer as a WSGI application (PEP 3333): ``gunicorn app1:Micro.wsgi``."""
+        """Answer as a WSGI application (PEP 3333): ``application = Micro.wsgi``."""
         headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
         headers['content-type'] = environ.get('CONTENT_TYPE', '')
         method = environ['REQUEST_METHOD']
@@ -1959,6 +1960,8 @@ class Friend:
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
+        if isinstance(threading.current_thread(), _LoopThread):
+            raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
         setting = __self._settings.get(__rule) if isinstance(__rule, str) else None
         if setting is None:
             path = _path_of(__rule)
