@@ -1106,6 +1106,7 @@ class _Connection(_Stream):
         self.thread: Optional[threading.Thread] = None
         self.deadline = time.monotonic() + listener.micro.read_timeout
         self.expired = False
+        self.is_answering = False  # from a request read whole to its reply sent
         self.is_head_only = False  # whether the reply to the request has no body
 
     def serve(self) -> None:
@@ -1171,11 +1172,13 @@ class _Connection(_Stream):
             self.sock.sendall(_CONTINUE)
         body = self.body(length, micro.max_body) if length else b''
         self.deadline = float('inf')
+        self.is_answering = True
         if self.listener.stop_by:
             raise _BadMessage('the service is stopping', 503)
         status, headers, reply = micro._answer(request.method, request.path, request.headers, body)
         keep = request.keep_alive and not self.listener.stop_by
         self._send(status, headers, reply, keep)
+        self.is_answering = False
         return keep
 
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
@@ -1204,6 +1207,7 @@ class _Connection(_Stream):
     def _linger(self) -> None:
         """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
         socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        self.is_answering = False
         self.deadline = time.monotonic() + _LINGER
         while self.sock.recv(_BLOCK):
             pass
@@ -1275,19 +1279,19 @@ class _Listener(http.server.ThreadingHTTPServer):
         """End the connections that are past their deadline; True when serving is over."""
         now = time.monotonic()
         for connection in list(self.connections.values()):
-            if connection.deadline < now:
+            # Once stopping, also those that answer no call: idle, half sent or lingering.
+            is_spare = self.stop_by and not (connection.is_answering or connection.expired)
+            if is_spare or connection.deadline < now:
                 connection.expire(now)
         if self.stop_by is None:
             return False
         self.timeout = 0.002
-        while self._evict(now):
-            pass
         return not self.connections or now > self.stop_by
 
     def _end_connections(self) -> None:
         deadline = time.monotonic() + 0.1
         while self.connections and time.monotonic() < deadline:
-            self._evict(deadline)
+            self._tick()
             time.sleep(0.001)
         for connection in list(self.connections.values()):
             connection.expired = True
@@ -1853,6 +1857,8 @@ def _parse_address(address: str) -> Tuple[str, str, int, str]:
         raise ValueError(f'{wrong}{error}') from None
     if parts.scheme not in ('http', 'https'):
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
+    if port == 0:
+        raise ValueError(f'{wrong}port 0 is where a service takes a free one; name that')
     if not host or re.search(r'[\s\\%]', host) or parts.query or parts.fragment:
         raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
     base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")

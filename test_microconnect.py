@@ -60,6 +60,7 @@ import microconnect
 from microconnect import Friend, Microservice
 
 TIMEOUT = 10  # seconds: no test waits longer for anything
+microconnect._Listener.timeout = 0.005  # seconds: hundreds of services are stopped here
 
 
 def make(**options):
@@ -127,7 +128,6 @@ def raw(service, data, end=True):
 
 def statuses(got):
     """The status of each reply in *got*."""
-
     return [int(status) for status in re.findall(rb'HTTP/1\.1 (\d{3}) ', got)]
 
 
@@ -147,35 +147,40 @@ def answering(*replies, then_close=True):
 
     def serve():
         for reply in replies:
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
+            peer, _ = listener.accept()
+            kept.append(peer)
             peer.settimeout(TIMEOUT)
             with contextlib.suppress(OSError):
-                data = b''
-                while b'\r\n\r\n' not in data:
-                    data += peer.recv(65536)
-                head, _, body = data.partition(b'\r\n\r\n')
-                length = int(head.lower().partition(b'content-length:')[2].split(b'\r\n')[0] or 0)
-                while len(body) < length:
-                    body += peer.recv(65536)
+                data = head = body = b''
+                length = 0
+                while not head or len(body) < length:
+                    part = peer.recv(65536)
+                    if not part:
+                        return
+                    data += part
+                    head, _, body = data.partition(b'\r\n\r\n')
+                    if head != data:
+                        told = head.lower().partition(b'content-length:')[2]
+                        length = int(told.split(b'\r\n')[0] or 0)
+                    else:
+                        head = b''
                 got.append((head, body))
                 peer.sendall(reply)
             if then_close:
                 peer.close()
-            else:
-                kept.append(peer)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         yield f'http://127.0.0.1:{listener.getsockname()[1]}', got
     finally:
+        while thread.is_alive():  # it may wait for a connection that was never made
+            with contextlib.suppress(OSError):
+                socket.create_connection(listener.getsockname(), TIMEOUT).close()
+            thread.join(0.1)
         listener.close()
         for peer in kept:
             peer.close()
-        thread.join(TIMEOUT)
 
 
 JSON = {'Content-Type': 'application/json'}
@@ -2416,6 +2421,7 @@ class TestListener:
                     assert (caught.value.status, caught.value.sent) == (503, False)
             service.release.set()
             assert [statuses(receive(sock)) for sock in socks] == [[200]] * 2
+            stack.close()
             until(lambda: not service._listener.connections)
             assert statuses(raw(service, request())) == [200]
 
@@ -2723,6 +2729,7 @@ class TestStopping:
                     service.release.set()
                     assert call.result(TIMEOUT) == 'held'
                     assert statuses(receive(sock)) == [200]
+                    sock.close()
                     stopping.result(TIMEOUT)
             with pytest.raises(refusals):
                 friend.send('/echo', 1)
