@@ -1231,7 +1231,7 @@ class _Listener(http.server.ThreadingHTTPServer):
     request_queue_size = 1024  # the stock 5 resets most of a burst of clients
     allow_reuse_address = os.name == 'posix'  # elsewhere two services could share a port
     allow_reuse_port = False  # 3.13 would set it; here it is the caller's choice
-    timeout = 0.02  # seconds: how often deadlines are looked at
+    timeout = 0.05  # seconds: how often deadlines, and whether to stop, are looked at
 
     def __init__(
         self,

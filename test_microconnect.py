@@ -4627,7 +4627,7 @@ class TestFrameworks:
 
     @pytest.mark.parametrize('name', ['flask', 'sanic', 'starlette', 'fastapi'])
     def test_example(self, name, tmp_path):
-        """The framework's own route and the rules are answered on one port."""
+        """The framework's own route, and the rules of the tutorial, are answered on one port."""
         pytest.importorskip(name)
         if name in ('starlette', 'fastapi'):
             pytest.importorskip('uvicorn')
@@ -4639,6 +4639,7 @@ class TestFrameworks:
                 friend.wait(TIMEOUT)
                 assert friend.send('/helloworld', 'Mr. Developer') == 'Welcome Mr. Developer'
                 assert friend.send('/later', 2, delay=0.001) == 2
+                check_tutorial(friend)
                 with pytest.raises(microconnect.UnknownRule):
                     friend.send('/nothing')
                 with pytest.raises(microconnect.BadArguments):
@@ -4734,7 +4735,6 @@ class TestAtRest:
 
 
 HERE = Path(__file__).resolve().parent
-EXAMPLES_FOLDER = HERE / 'examples'
 
 
 def blocks():
@@ -4745,13 +4745,13 @@ def blocks():
     return [(code, after) for (kind, code), after in zip(found, following) if kind == 'python']
 
 
-def tutorial():
-    """The tutorial's service and its friend's calls, as modules."""
+def tutorial(name):
+    """What a file of the tutorial defines."""
+    folder = str(EXAMPLES / 'tutorial')
     with contextlib.ExitStack() as stack:
-        folder = str(EXAMPLES_FOLDER / 'tutorial')
         stack.callback(sys.path.remove, folder)
         sys.path.insert(0, folder)
-        return [runpy.run_path(str(Path(folder) / name)) for name in ('service.py', 'friend.py')]
+        return runpy.run_path(str(Path(folder) / name))
 
 
 OBJECT = {'Purpose': 'For test only', 'empty': None, 'name': 'test'}
@@ -4771,6 +4771,18 @@ TOLD = {
         None,
     ),
 }
+
+
+def check_tutorial(friend):
+    """Check that the tutorial's calls give the values of the original's document."""
+    got = dict(tutorial('friend.py')['calls'](friend))
+    assert {rule: got[rule] for rule in TOLD} == TOLD
+    assert len(got['/str2']) == 3
+    x, y, z = got['/class3']
+    one, two = dict(OBJECT, value='value1'), dict(OBJECT, value='value2')
+    assert x == dict(OBJECT, value={'t1': one, 't2': two, 'list': [one, two]})
+    assert y == dict(OBJECT, value=[one, two])
+    assert z == [y, x]
 
 
 class TestDocuments:
@@ -4806,21 +4818,13 @@ class TestDocuments:
     @pytest.mark.parametrize('where', ['in process', 'over a socket'])
     def test_tutorial(self, where):
         """The tutorial's calls give the values of the original's document."""
-        service, friend = tutorial()
-        micro = service['Micro']
+        micro = tutorial('service.py')['Micro']
         with contextlib.ExitStack() as stack:
             if where == 'over a socket':
                 stack.enter_context(serving(micro))
             address = micro if where == 'in process' else micro.address
             caller = stack.enter_context(Friend('tutorial', address, timeout=TIMEOUT))
-            got = dict(friend['calls'](caller))
-        assert {rule: got[rule] for rule in TOLD} == TOLD
-        assert len(got['/str2']) == 3
-        x, y, z = got['/class3']
-        one, two = dict(OBJECT, value='value1'), dict(OBJECT, value='value2')
-        assert x == dict(OBJECT, value={'t1': one, 't2': two, 'list': [one, two]})
-        assert y == dict(OBJECT, value=[one, two])
-        assert z == [y, x]
+            check_tutorial(caller)
 
     def test_errors_table(self):
         """The error tables of the README and of the docstring name every error there is."""

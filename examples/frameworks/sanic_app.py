@@ -14,11 +14,10 @@ import sys
 
 from sanic import HTTPResponse, Sanic, text
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # finds microconnect.py
-from microconnect import Microservice
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'tutorial'))
+from service import Micro  # the rules of the tutorial; two more follow
 
 app = Sanic('app1')
-Micro = Microservice(__name__)
 
 
 @app.get('/')
