@@ -83,6 +83,7 @@ import re
 import select
 import socket
 import socketserver
+import struct
 import sys
 import threading
 import time
@@ -1627,6 +1628,13 @@ def _netloc(host: str, port: int) -> str:
 _Setting = collections.namedtuple('_Setting', 'path method token timeout')
 
 
+# What a call needs of the system is one send and one recv.  Each further call that gives up the
+# GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
+# So where Linux can time a blocking socket itself, and tell without waiting what has come, it does.
+_HAS_TCP_INFO = sys.platform == 'linux' and struct.calcsize('l') == 8
+_TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
+
+
 class _Link(_Stream):
     """A kept-alive connection to a service."""
 
@@ -1638,16 +1646,25 @@ class _Link(_Stream):
         self.retire_at = 0.0
         self.deadline = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
-        self.has_answered = False  # whether a byte of the reply has come
+        self.is_timed_by_kernel = False
+        self.received = 0  # bytes, ever
+        self.received_before = 0  # when the call began
+        self.is_plain = _HAS_TCP_INFO and type(sock) is socket.socket
         # Not select.select, which fails on descriptors over 1,023; Windows has only that one.
         self._poll = select.poll() if hasattr(select, 'poll') else None
         if self._poll is not None:
             self._poll.register(sock, select.POLLIN)
 
     def is_usable(self) -> bool:
-        """Whether the peer keeps it open, as far as one can see from here."""
+        """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
         if self.owner != os.getpid() or time.monotonic() > self.retire_at or self.buffer:
             return False
+        if self.is_plain:
+            # struct tcp_info: tcpi_state, 1 is ESTABLISHED; tcpi_bytes_received, FIN included.
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+            received = int.from_bytes(info[128:], sys.byteorder)
+            if received:  # before Linux 4.1 it is not told
+                return info[0] == 1 and received == self.received
         if self._poll is not None:
             return not self._poll.poll(0)
         return not select.select([self.sock], (), (), 0)[0]
@@ -1655,18 +1672,31 @@ class _Link(_Stream):
     def _set_timeout(self) -> None:
         """Give the socket what is left; setting it is a system call, so only where it differs."""
         left = self.deadline - time.monotonic()
-        if not left <= self.limit <= left + 0.05:
-            if left <= 0:
-                raise socket.timeout('timed out')
-            self.limit = left
-            self.sock.settimeout(left)
+        # A signal starts the kernel's time anew, so not in the thread that gets the signals.
+        in_kernel = self.is_plain and not _in_main_thread()
+        if in_kernel == self.is_timed_by_kernel and left <= self.limit <= left + 0.05:
+            return
+        if left <= 0:
+            raise socket.timeout('timed out')
+        self.limit, self.is_timed_by_kernel = left, in_kernel
+        self.sock.settimeout(None if in_kernel else left)
+        if in_kernel:
+            seconds = struct.pack('ll', int(left), max(1, int(left % 1 * 1e6)))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
     def receive(self, size: int) -> bytes:
         self._set_timeout()
         data = self.sock.recv(size)
-        if data:
-            self.has_answered = True
+        self.received += len(data)
         return data
+
+    def _send(self, message: bytes) -> None:
+        self._set_timeout()
+        sent = self.sock.send(message)
+        while sent < len(message):
+            self._set_timeout()
+            sent += self.sock.send(memoryview(message)[sent:])
 
     def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, Bytes]:
         """Send a request and give its reply.
@@ -1676,11 +1706,10 @@ class _Link(_Stream):
             OSError, _BadMessage: afterwards.
         """
         self.deadline = deadline
-        self.has_answered = False
+        self.received_before = self.received
         failure: Optional[OSError] = None
         try:
-            self._set_timeout()
-            self.sock.sendall(message)  # its timeout is for the whole, as recv's is not
+            self._send(message)
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
@@ -1769,15 +1798,14 @@ class _Place:
                 link = _Link(self._tls().wrap_socket(link.sock, server_hostname=self.host))
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
-            reason = 'no answer in time' if isinstance(error, socket.timeout) else error
+            reason = 'no answer in time' if isinstance(error, _TIMEOUTS) else error
             raise Unreachable(f'cannot connect: {reason}; is the service running?') from None
 
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         fields = (('Host', self.netloc),) + proxy.headers
         lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
         link.deadline = deadline
-        link._set_timeout()
-        link.sock.sendall(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
+        link._send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
         status = _reply_of(link.head()).status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
@@ -1802,14 +1830,14 @@ class _Place:
 def _failure(error: BaseException, link: _Link) -> BaseException:
     """What a call ended by, as the caller learns it."""
     if isinstance(error, _NotSent):
-        lost = CallTimeout if isinstance(error.__cause__, socket.timeout) else ConnectionLost
+        lost = CallTimeout if isinstance(error.__cause__, _TIMEOUTS) else ConnectionLost
         return lost(f'the call could not be sent: {error.__cause__}', sent=False)
-    if isinstance(error, _Ended) and not link.has_answered:
+    if isinstance(error, _Ended) and link.received == link.received_before:
         return ConnectionLost('the connection ended before a reply; the call may have run')
     if isinstance(error, _BadMessage):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
-    if isinstance(error, socket.timeout):
+    if isinstance(error, _TIMEOUTS):
         return CallTimeout('no full reply in time; the call may have run')
     if isinstance(error, OSError):
         return ConnectionLost(f'{error}; the call may have run')
