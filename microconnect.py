@@ -630,8 +630,11 @@ class _Stream:
     def _take(self, size: int) -> bytearray:
         while len(self.buffer) < size:
             self._more(size - len(self.buffer))
-        data = self.buffer[:size]
-        del self.buffer[:size]
+        if len(self.buffer) == size:  # the usual end of a message: nothing is copied
+            data, self.buffer = self.buffer, bytearray()
+        else:
+            data = self.buffer[:size]
+            del self.buffer[:size]
         return data
 
     def head(self) -> bytes:
