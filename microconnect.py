@@ -75,7 +75,6 @@ import functools
 import hmac
 import http
 import http.server
-import ipaddress
 import itertools
 import json
 import os
@@ -520,10 +519,12 @@ def _parse_request(head: bytes) -> _Request:
 
 def _is_host(text: str) -> bool:
     found = _HOST.fullmatch(text)
-    if not found:
-        return False
+    if not found or not found.group(1):
+        return bool(found)
+    import ipaddress
+
     try:
-        return found.group(1) is None or bool(ipaddress.IPv6Address(found.group(1)))
+        return bool(ipaddress.IPv6Address(found.group(1)))
     except ValueError:
         return False
 
