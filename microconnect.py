@@ -751,7 +751,7 @@ class _Tokens(collections.UserDict):  # type: ignore[type-arg]
     """
 
     def __init__(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
-        self.for_all: Optional[str] = None
+        self.for_all: Optional[str] = getattr(token, 'for_all', None)
         if isinstance(token, str):
             self.for_all, token = _checked_token('every rule', token), None
         super().__init__(token or {})
@@ -765,6 +765,18 @@ class _Tokens(collections.UserDict):  # type: ignore[type-arg]
     def of(self, rule: str) -> Optional[str]:
         token: Optional[str] = self.data.get(rule)
         return self.for_all if token is None else token
+
+
+class _Guarded:
+    """What has tokens: to set `token` to a dict or a string replaces them all."""
+
+    @property
+    def token(self) -> _Tokens:
+        return self._token
+
+    @token.setter
+    def token(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
+        self._token = _Tokens(token)
 
 
 def _checked_token(rule: str, token: Any) -> Any:
@@ -896,17 +908,17 @@ class _Loop:
         with self._lock:
             thread, self.thread = self.thread, None
             if thread is not None:
-                self._loop.call_soon_threadsafe(self._closed.set_result, None)
+                with contextlib.suppress(RuntimeError):  # it has ended by itself
+                    self._loop.call_soon_threadsafe(self._closed.set_result, None)
         if thread is not None and thread is not threading.current_thread():
             thread.join(2)
 
 
-class _Rulebook:
+class _Rulebook(_Guarded):
     """The rules and their tokens, and the one `answer` that every host calls."""
 
     name: str
     debug: Optional[bool]
-    token: _Tokens
     max_body: int
     _rules: Dict[str, _Rule]
     _loop: _Loop
@@ -1483,7 +1495,7 @@ class Microservice(_Gateways):
         self.port = port
         self.host = host
         self.debug = debug
-        self.token = _Tokens(token)
+        self.token = token
         self.max_body = max_body
         self.max_head = max_head
         self.max_headers = max_headers
@@ -1914,7 +1926,7 @@ def _proxy_for(scheme: str, host: str) -> Optional[_Proxy]:
     return _Proxy(parts.hostname, parts.port or 80, headers)
 
 
-class Friend:
+class Friend(_Guarded):
     """A service that this process calls.  Threads may share one.
 
     You call: `send`, or `asend` in async code; `setRule`; `ping` and `wait`; `close`.
@@ -1946,7 +1958,7 @@ class Friend:
     ) -> None:
         _refuse_secret_key(secretKey)
         self.name = name
-        self.token = _Tokens(token)
+        self.token = token
         self.timeout = _checked_timeout(timeout)
         self.max_body = max_body
         several = address if isinstance(address, (list, tuple)) else (address,)

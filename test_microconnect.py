@@ -1450,6 +1450,21 @@ def is_guarded(service, rule, token):
 
 
 class TestTokens:
+    def test_replaced(self):
+        """To set `token` as a whole replaces them all, and one for all stays one for all."""
+        service, other = make(token={'/fail': 'old'}), make(token='every')
+        friend = Friend('app1', service)
+        service.token = {'echo': 'new'}
+        with pytest.raises(microconnect.Forbidden):
+            friend.send('/echo', 1)
+        friend.token = 'new'
+        assert friend.send('/echo', 1) == 1
+        service.token = other.token
+        with pytest.raises(microconnect.Forbidden):
+            friend.send('/echo', 1)
+        with pytest.raises(TypeError, match='non-empty string'):
+            service.token = {'/echo': 5}
+
     @pytest.mark.parametrize('token', [SECRET, 'ключ-é', '\ud800x', 'None'], ids=ascii)
     def test_wrong_tokens(self, token):
         """Whatever is not the token is 401 with WWW-Authenticate, and the function never runs."""
