@@ -8,6 +8,7 @@ service runs in a process of its own; everything stays on loopback.
 """
 
 import argparse
+import asyncio
 import contextlib
 import os
 import socket
@@ -43,6 +44,11 @@ def serve():
     @micro.typing('/big')
     def big():
         return 'x' * 5_000_000
+
+    @micro.typing('/nap')
+    async def nap(seconds):
+        await asyncio.sleep(seconds)
+        return seconds
 
     @micro.typing('/stats')
     def stats():
@@ -290,6 +296,37 @@ def rolling_restart(quick):
     return sum(made), lost, f'{restarts} restarts; the services counted {len(kept)}'
 
 
+def async_rule(quick):
+    """Callers of a rule that awaits a second: all are answered within three."""
+    count = 200 if quick else 1000
+    body = b'{"args":[1]}  '
+    with service() as address:
+        callers = [connect(address) for _ in range(count)]
+        began = time.monotonic()
+        for sock in callers:
+            sock.sendall(CALL.replace(b'/echo', b'/nap').replace(b'{"args":["x"]}', body))
+        lost = sum(not sock.recv(4096).endswith(b'[1]') for sock in callers)
+        took = time.monotonic() - began
+        for sock in callers:
+            sock.close()
+    return count, lost + (took > 3), f'{count} callers of a rule of 1 s: {took:.1f} s'
+
+
+def async_friend(quick):
+    """Calls of one second, awaited together: all end within two."""
+    count = 50 if quick else 200
+
+    async def together(friend):
+        calls = (friend.asend('/nap', 1) for _ in range(count))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with service() as address, Friend('awaited', address) as friend:
+        began = time.monotonic()
+        lost = sum(value != 1 for value in asyncio.run(together(friend)))
+        took = time.monotonic() - began
+    return count, lost + (took > 2), f'{count} awaited calls of 1 s: {took:.1f} s'
+
+
 def soak(quick):
     """Calls from eight threads: nothing grows."""
     calls = 5_000 if quick else 100_000
@@ -311,6 +348,18 @@ def soak(quick):
     return calls, lost, f'the service grew by {grown} KiB, the friend by {own} KiB'
 
 
+ROWS = (
+    bursts,
+    many_connections,
+    rude_clients,
+    hostile_requests,
+    rolling_restart,
+    async_rule,
+    async_friend,
+    soak,
+)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true')
@@ -320,8 +369,7 @@ def main():
         return serve()
     failed = False
     print(f'{"what":18} {"tried":>8} {"lost":>5}')
-    rows = (bursts, many_connections, rude_clients, hostile_requests, rolling_restart, soak)
-    for row in rows:
+    for row in ROWS:
         try:
             tried, lost, told = row(options.quick)
         except (MicroconnectError, OSError, AssertionError) as error:
