@@ -1445,6 +1445,9 @@ class _Gateways(_Rulebook):
         await send({'type': 'http.response.body', 'body': body})
 
 
+_LIMITS = ['max_body', 'max_head', 'max_headers', 'read_timeout', 'idle_timeout', 'max_connections']
+
+
 class Microservice(_Gateways):
     """Functions that other processes call: the listener.
 
@@ -1502,6 +1505,8 @@ class Microservice(_Gateways):
         self.read_timeout = read_timeout
         self.idle_timeout = idle_timeout
         self.max_connections = max_connections
+        for limit in _LIMITS:
+            _checked_number(limit, getattr(self, limit))
         self._rules = {}
         self._loop = _Loop()
         self._listener: Optional[_Listener] = None
@@ -1545,6 +1550,8 @@ class Microservice(_Gateways):
         where = (self.host if host is None else host, self.port if port is None else port)
         try:
             self._listener = _Listener(self, where, ssl_context, reuse_port)
+        except TypeError:
+            raise TypeError(f'host is a string and port a number, not {where!r}') from None
         except (OSError, OverflowError) as error:
             kind = type(error) if isinstance(error, OSError) else OSError
             number = getattr(error, 'errno', None) or errno.EINVAL
@@ -1633,6 +1640,12 @@ def _loopback(host: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     return host in ('localhost', '::1') or host.startswith('127.')
+
+
+def _checked_number(name: str, value: float) -> float:
+    if isinstance(value, (int, float)) and 0 < value <= threading.TIMEOUT_MAX:
+        return value
+    raise ValueError(f'{name} is a number above 0, not {value!r}')
 
 
 def _netloc(host: str, port: int) -> str:
@@ -1959,7 +1972,7 @@ class Friend(_Guarded):
         _refuse_secret_key(secretKey)
         self.name = name
         self.token = token
-        self.timeout = _checked_timeout(timeout)
+        self.timeout = _checked_number('timeout', timeout)
         self.max_body = max_body
         several = address if isinstance(address, (list, tuple)) else (address,)
         self._places: List[Any] = [
@@ -1995,7 +2008,7 @@ class Friend(_Guarded):
         if method is not None and method not in _METHODS:
             raise ValueError(f'method is one of {_METHODS}, not {method!r}')
         _checked_token(rule, token)
-        seconds = None if timeout is None else _checked_timeout(timeout)
+        seconds = None if timeout is None else _checked_number('timeout', timeout)
         self._settings[path] = _Setting(path, method or 'POST', token, seconds)
 
     # The two underscores keep `self` and `rule` free for the remote function, on Python 3.7 too.
@@ -2058,7 +2071,7 @@ class Friend(_Guarded):
 
     def ping(self, timeout: float = 5) -> bool:
         """Whether the service answers, at any of its addresses, within *timeout* seconds."""
-        deadline = time.monotonic() + _checked_timeout(timeout)
+        deadline = time.monotonic() + _checked_number('timeout', timeout)
         for place in self._places:
             try:
                 status = place.call('GET', '/', b'', deadline, deadline)[0]
@@ -2070,7 +2083,7 @@ class Friend(_Guarded):
 
     def wait(self, timeout: float = 60) -> None:
         """Wait until the service answers; CallTimeout if it does not within *timeout* seconds."""
-        deadline = time.monotonic() + _checked_timeout(timeout)
+        deadline = time.monotonic() + _checked_number('timeout', timeout)
         while not self.ping(max(deadline - time.monotonic(), 0.001)):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -2134,12 +2147,6 @@ def _returned(status: int, headers: Mapping[str, str], body: Bytes) -> Any:
     if type(values) is not list:
         raise BadReply('the reply is not an array of the returned values')
     return values[0] if len(values) == 1 else tuple(values)
-
-
-def _checked_timeout(timeout: float) -> float:
-    if isinstance(timeout, (int, float)) and 0 < timeout <= threading.TIMEOUT_MAX:
-        return timeout
-    raise ValueError(f'timeout is a number of seconds above 0, not {timeout!r}')
 
 
 # --------------------------------------------------------------------------------------- licence

@@ -1413,9 +1413,9 @@ class TestRules:
             (lambda f: f.setRule('/f', method='HEAD'), ValueError, 'method is one of'),
             (lambda f: f.setRule('/f', token=''), TypeError, 'the token of /f has to be'),
             (lambda f: f.setRule('/f', token=7), TypeError, 'the token of /f has to be'),
-            (lambda f: f.setRule('/f', timeout=0), ValueError, 'timeout is a number of seconds'),
+            (lambda f: f.setRule('/f', timeout=0), ValueError, 'timeout is a number'),
             (lambda f: f.setRule('/f', timeout=math.nan), ValueError, 'timeout is a number of'),
-            (lambda f: f.setRule('/f', timeout='5'), ValueError, 'timeout is a number of seconds'),
+            (lambda f: f.setRule('/f', timeout='5'), ValueError, 'timeout is a number'),
             (lambda f: f.setRule(7), TypeError, "a rule is a string such as '/helloworld', not 7"),
             (lambda f: f.setRule(''), TypeError, "a rule is a string such as '/helloworld', not"),
             (lambda f: f.send(7), TypeError, "a rule is a string such as '/helloworld', not 7"),
@@ -2642,6 +2642,21 @@ def called(process):
 class TestStopping:
     """start, run and stop."""
 
+    @pytest.mark.parametrize('limit', microconnect._LIMITS)
+    @pytest.mark.parametrize('value', [0, -1, None, '20'])
+    def test_bad_limit(self, limit, value):
+        """A limit that is none is refused when the service is made, by its name."""
+        with pytest.raises(ValueError, match=f'{limit} is a number above 0'):
+            make(**{limit: value})
+
+    @pytest.mark.parametrize('options', [{'port': '5000'}, {'port': 0, 'host': None}])
+    def test_bad_address(self, options):
+        """A port or host of the wrong type is refused with what they are."""
+        options.setdefault('host', '127.0.0.1')
+        service = Microservice('app1', host=options.pop('host'))
+        with pytest.raises(TypeError, match='host is a string and port a number'):
+            service.start(**options)
+
     def test_start(self):
         """A service serves from start, which gives the service, to the end of `with`."""
         service = make()
@@ -3185,10 +3200,10 @@ class TestDeadline:
     @pytest.mark.parametrize('timeout', [0, -1, float('nan'), float('inf'), '1', None])
     def test_no_timeout(self, timeout):
         """What is no number of seconds is refused where it is given."""
-        with pytest.raises(ValueError, match='timeout is a number of seconds above 0'):
+        with pytest.raises(ValueError, match='timeout is a number above 0'):
             Friend('app1', 'http://127.0.0.1:9', timeout=timeout)
         with Friend('app1', 'http://127.0.0.1:9') as friend:
-            with pytest.raises(ValueError, match='timeout is a number of seconds above 0'):
+            with pytest.raises(ValueError, match='timeout is a number above 0'):
                 friend.wait(timeout)
 
 
