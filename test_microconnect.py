@@ -1414,7 +1414,11 @@ class TestRules:
             (lambda f: f.setRule('/f', token=''), TypeError, 'the token of /f has to be'),
             (lambda f: f.setRule('/f', token=7), TypeError, 'the token of /f has to be'),
             (lambda f: f.setRule('/f', timeout=0), ValueError, 'timeout is a number'),
-            (lambda f: f.setRule('/f', timeout=math.nan), ValueError, 'timeout is a number above 0'),
+            (
+                lambda f: f.setRule('/f', timeout=math.nan),
+                ValueError,
+                'timeout is a number above 0',
+            ),
             (lambda f: f.setRule('/f', timeout='5'), ValueError, 'timeout is a number'),
             (lambda f: f.setRule(7), TypeError, "a rule is a string such as '/helloworld', not 7"),
             (lambda f: f.setRule(''), TypeError, "a rule is a string such as '/helloworld', not"),
