@@ -101,6 +101,7 @@ if TYPE_CHECKING:
         Callable,
         Dict,
         Iterable,
+        Iterator,
         List,
         Mapping,
         Optional,
@@ -744,7 +745,7 @@ _CALL_KEYS = {'args', 'kwargs', 'token'}
 _Rule = collections.namedtuple('_Rule', 'path function methods is_async')
 
 
-class _Tokens(collections.UserDict):  # type: ignore[type-arg]
+class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
     """Rule -> token, one class for both sides; *token* is such a dict or one string for all.
 
     It never shows a token, and takes none that would guard nothing.
@@ -752,18 +753,31 @@ class _Tokens(collections.UserDict):  # type: ignore[type-arg]
 
     def __init__(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
         self.for_all: Optional[str] = getattr(token, 'for_all', None)
+        self._by_rule: Dict[str, Optional[str]] = {}
         if isinstance(token, str):
             self.for_all, token = _checked_token('every rule', token), None
-        super().__init__(token or {})
+        self.update(token or {})
+
+    def __getitem__(self, rule: str) -> Optional[str]:
+        return self._by_rule[_path_of(rule)]
 
     def __setitem__(self, rule: str, token: Optional[str]) -> None:
-        self.data[_path_of(rule)] = _checked_token(rule, token)
+        self._by_rule[_path_of(rule)] = _checked_token(rule, token)
+
+    def __delitem__(self, rule: str) -> None:
+        del self._by_rule[_path_of(rule)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_rule)
+
+    def __len__(self) -> int:
+        return len(self._by_rule)
 
     def __repr__(self) -> str:
-        return f'<tokens of {len(self.data)} rules>'
+        return f'<tokens of {len(self)} rules>'
 
     def of(self, rule: str) -> Optional[str]:
-        token: Optional[str] = self.data.get(rule)
+        token = self._by_rule.get(rule)
         return self.for_all if token is None else token
 
 
@@ -875,14 +889,23 @@ class _Loop:
 
     def run(self, answer: Callable[[Any], Any], awaitable: Any) -> Answer:
         """Run answer(awaitable) to its end, from another thread."""
-        import asyncio
-
-        with self._lock:
-            if self.thread is None:
-                self._start()
-            future = asyncio.run_coroutine_threadsafe(answer(awaitable), self._loop)
+        try:
+            future = self._submit(answer, awaitable)
+        except RuntimeError:
+            getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
+            raise
         answered: Answer = future.result()
         return answered
+
+    def _submit(self, answer: Callable[[Any], Any], awaitable: Any) -> Any:
+        import asyncio
+
+        if threading.current_thread() is self.thread:
+            raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop them')
+        with self._lock:
+            if self.thread is None or not self.thread.is_alive():  # a fork leaves it behind
+                self._start()
+            return asyncio.run_coroutine_threadsafe(answer(awaitable), self._loop)
 
     def _start(self) -> None:
         import asyncio
@@ -900,9 +923,12 @@ class _Loop:
                     self.thread = None
 
         # asyncio.run cancels what is left and closes the loop, as its authors meant it.
-        self.thread = _LoopThread(target=asyncio.run, args=(until_closed(),), daemon=True)
-        self.thread.start()
-        ready.wait()
+        thread = _LoopThread(target=asyncio.run, args=(until_closed(),), daemon=True)
+        thread.start()
+        while not ready.wait(0.1):
+            if not thread.is_alive():  # such as without a descriptor left
+                raise RuntimeError('the event loop of the async rules could not start')
+        self.thread = thread
 
     def close(self) -> None:
         with self._lock:
@@ -1066,7 +1092,7 @@ class _Rulebook(_Guarded):
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            return self._failure(rule, error)
+            return self._failure(rule, error, has_begun=True)
 
     def _reply(self, value: Any) -> Answer:
         body = _encode(value if type(value) is tuple else (value,), 'reply')
@@ -1084,10 +1110,10 @@ class _Rulebook(_Guarded):
             extra = (('Allow', getattr(refusal, 'allow', '')),)
         return status, _PROBLEM + extra, _problem(status, str(refusal))
 
-    def _failure(self, rule: _Rule, error: BaseException) -> Answer:
+    def _failure(self, rule: _Rule, error: BaseException, has_begun: bool = False) -> Answer:
         """Tell what the function raised, or that it could not be called."""
         trace = error.__traceback__
-        is_call = isinstance(error, TypeError) and trace and not trace.tb_next
+        is_call = not has_begun and isinstance(error, TypeError) and trace and not trace.tb_next
         if is_call and _code_flags(rule.function):
             # One frame: Python code would have a second, had the function begun to run.
             return self._refusal(rule.path, BadArguments(str(error)))
@@ -1120,6 +1146,7 @@ class _Connection(_Stream):
         super().__init__(_REQUEST_LINE, listener.micro.max_head)
         self.listener = listener
         self.sock: Any = sock
+        sock.settimeout(None)  # whatever socket.setdefaulttimeout says
         self.thread: Optional[threading.Thread] = None
         self.deadline = time.monotonic() + listener.micro.read_timeout
         self.expired = False
@@ -1203,13 +1230,9 @@ class _Connection(_Stream):
         alive = max(1, int(micro.idle_timeout)) if keep else 0
         prefix = _reply_prefix(status, headers, alive, int(time.time()))
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if self.is_head_only else body)
-        if len(message) <= _BLOCK:
-            self.deadline = time.monotonic() + micro.read_timeout
-            self.sock.sendall(message)
-            return
         for start in range(0, len(message), _BLOCK):
             self.deadline = time.monotonic() + micro.read_timeout
-            self.sock.sendall(memoryview(message)[start : start + _BLOCK])
+            self.sock.sendall(message[start : start + _BLOCK])
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
@@ -1386,15 +1409,17 @@ class _Gateways(_Rulebook):
         return [] if method == 'HEAD' else [reply]
 
     def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
-        length = environ.get('CONTENT_LENGTH') or '0'
-        if not (length.isascii() and length.isdigit()):
-            raise BadCall('Content-Length is not a number of bytes')
-        if int(length) > self.max_body:
+        try:
+            told = {'content-length': environ.get('CONTENT_LENGTH') or '0'}
+            length = _body_length(told, b'1', 0)
+        except _BadMessage as error:
+            raise BadCall(str(error)) from None
+        if length > self.max_body:
             raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
         source = environ['wsgi.input']
         if not environ.get('HTTP_TRANSFER_ENCODING'):
-            body: bytes = source.read(int(length))
-            if len(body) < int(length):
+            body: bytes = source.read(length)
+            if len(body) < length:
                 raise BadCall('the connection ended in the middle of a message')
             return body
         if not environ.get('wsgi.input_terminated'):
@@ -1557,7 +1582,12 @@ class Microservice(_Gateways):
             number = getattr(error, 'errno', None) or errno.EINVAL
             why = getattr(error, 'strerror', None) or error
             raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
-        self._listener.thread.start()
+        try:
+            self._listener.thread.start()
+        except BaseException:  # mostly: no more threads
+            self._listener.server_close()
+            self._listener.is_over = True
+            raise
         return self
 
     def stop(self, grace: float = 10) -> None:
@@ -1579,9 +1609,10 @@ class Microservice(_Gateways):
             return
         # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
         # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
-        while not listener.is_over:
+        while not listener.is_over and listener.thread.is_alive():  # a fork leaves it behind
             time.sleep(0.002)
-        listener.thread.join()
+        if listener.is_over:
+            listener.thread.join()
 
     def run(
         self,
@@ -1744,10 +1775,9 @@ class _Link(_Stream):
             failure = error
             self.deadline = min(deadline, time.monotonic() + 1)
         try:
-            for _ in range(10):  # an interim reply (1xx) comes before the final one
+            reply = _reply_of(self.head())
+            while reply.status < 200:  # interim: the final one follows, or the deadline comes
                 reply = _reply_of(self.head())
-                if reply.status >= 200:
-                    break
             body = self.body(reply.length, max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
@@ -1799,10 +1829,18 @@ class _Place:
                 raise _failure(error, link) from None
             if link.retire_at:
                 self.links.append(link)
+                self._prune()
             else:
                 link.close()
-            if is_fresh or reply.status != 408:  # 408: closed while idle, as the service says
+            # A 408 that closes a kept connection: it was idle, and the call was not read.
+            if is_fresh or link.retire_at or reply.status != 408:
                 return reply.status, reply.headers, data
+
+    def _prune(self) -> None:
+        """Close the link that has been idle for longest, if it is past its time."""
+        with contextlib.suppress(IndexError):  # another thread may take it meanwhile
+            if self.links[0].retire_at < time.monotonic():
+                self.links.popleft().close()
 
     def _idle_link(self) -> Optional[_Link]:
         while True:
@@ -1903,10 +1941,10 @@ def _parse_address(address: str) -> Tuple[str, str, int, str]:
         raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
     wrong = f"address {address!r} is not like 'http://host:5000': "
     try:
-        parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
-        if '@' in parts.netloc:
+        if '@' in address:
             wrong = 'address: '  # not shown
             raise ValueError('it holds no user and password: rules are guarded by token=...')
+        parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
         host, port = parts.hostname, parts.port
         if host and not host.isascii():
             host = host.encode('idna').decode()
@@ -1929,14 +1967,18 @@ def _proxy_for(scheme: str, host: str) -> Optional[_Proxy]:
     url = urllib.request.getproxies().get(scheme)
     if not url:
         return None
-    parts = urllib.parse.urlsplit(url if '://' in url else f'http://{url}')
-    if parts.scheme != 'http' or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url if '://' in url else f'http://{url}')
+        port = parts.port or 80
+    except ValueError:
+        parts = urllib.parse.urlsplit('')
+    if parts.scheme != 'http' or not parts.hostname:  # not shown: it may hold a password
         raise ValueError(f'the {scheme} proxy of the environment is no http:// URL')
     headers: Headers = ()
     if parts.username is not None:
         user = urllib.parse.unquote(f'{parts.username}:{parts.password or ""}')
         headers = (('Proxy-Authorization', f'Basic {base64.b64encode(user.encode()).decode()}'),)
-    return _Proxy(parts.hostname, parts.port or 80, headers)
+    return _Proxy(parts.hostname, port, headers)
 
 
 class Friend(_Guarded):

@@ -2965,7 +2965,7 @@ NO_REPLY_BYTES = [  # what a peer answers, and what send says of it
     (OK + b'Transfer-Encoding: chunked\r\n\r\n4\r\n["x"]\r\n', 'BadReply', 'longer than its size'),
     (OK + b'Transfer-Encoding: gzip\r\n\r\n["x"]', 'BadReply', 'Transfer-Encoding'),
     (OK + LONG * 100, 'BadReply', 'the head is over'),
-    (b'HTTP/1.1 100 Continue\r\n\r\n' * 100, 'BadReply', 'answered 100'),
+    (b'HTTP/1.1 100 Continue\r\n\r\n' * 100, 'BadReply', 'the connection ended'),
     (b'HTTP/2.0 200 OK\r\n\r\n', 'BadReply', 'only HTTP/1.1'),
     (b'HTTP/1.1 999 What\r\n\r\n', 'BadReply', 'malformed'),
     (b'SSH-2.0-OpenSSH_9.2\r\n', 'BadReply', 'malformed'),
@@ -4766,6 +4766,189 @@ class TestAtRest:
             before = len(threading.enumerate())
             friend.send('/echo', 1)
             assert len(threading.enumerate()) == before + 1
+
+
+class TestEdges:
+    """Rare conditions that must not hang, leak, let in or run a call twice."""
+
+    def test_many_interim_replies(self):
+        """However many interim replies come first, each call gets its own reply."""
+        interim = b'HTTP/1.1 102 Processing\r\n\r\n' * 10
+
+        def script(sock, *_):
+            for body in (b'["A"]', b'["B"]'):
+                call_on(sock)
+                sock.sendall(interim + told(body))
+
+        with peer(script) as address, Friend('app1', address, timeout=TIMEOUT) as friend:
+            assert [friend.send('/a'), friend.send('/b')] == ['A', 'B']
+
+    def test_408_of_an_open_connection(self):
+        """A 408 that keeps the connection open does not tell of idleness: no call is repeated."""
+        asked = []
+
+        def script(sock, *_):
+            for reply in (told(), told(b'{}', b'408 Request Timeout')):
+                asked.append(call_on(sock))
+                sock.sendall(reply)
+
+        with peer(script) as address, Friend('app1', address, timeout=TIMEOUT) as friend:
+            friend.send('/echo')
+            with pytest.raises(microconnect.Busy):
+                friend.send('/echo')
+        assert len(asked) == 2
+
+    def test_old_links_are_closed(self):
+        """Connections of a burst that are not needed any more are closed in the course of calls."""
+        with serving() as service, Friend('app1', service.address, timeout=TIMEOUT) as friend:
+            links = [friend._places[0]._connect(time.monotonic() + TIMEOUT) for _ in range(5)]
+            friend._places[0].links.extend(links)  # with a time to retire at that is past
+            for _ in range(6):
+                friend.send('/echo', 1)
+            assert len(friend._places[0].links) == 1
+
+    def test_default_timeout(self, monkeypatch):
+        """A service waits as its own limits say, whatever the application's default timeout is."""
+        with serving() as service:
+            before = socket.getdefaulttimeout()
+            socket.setdefaulttimeout(0.05)
+            try:
+                with connect(service) as sock:
+                    sock.settimeout(TIMEOUT)
+                    sock.sendall(request()[:-1])
+                    assert not select.select([sock], [], [], 0.2)[0]  # nor was it closed
+                    sock.sendall(request()[-1:])
+                    assert statuses(sock.recv(65536)) == [200]
+            finally:
+                socket.setdefaulttimeout(before)
+
+    def test_tokens_are_no_dict(self):
+        """What reads or merges the tokens neither opens a rule for a moment, nor skips a check."""
+        service = make(token={'/echo': 'secret'})
+        assert dict(service.token) == {'/echo': 'secret'}
+        assert not hasattr(service.token, 'copy')
+        with pytest.raises(TypeError):
+            service.token.update({'/fail': ''})
+        service.token.update(fail='other')
+        assert is_guarded_by(service, '/fail')
+        del service.token['fail']
+        assert not is_guarded_by(service, '/fail')
+
+    def test_awaitable_that_fails(self):
+        """A TypeError of an awaitable is the function's own: it has run."""
+        service = Microservice('app1')
+
+        class Broken:
+            def __await__(self):
+                return 5
+
+        service.typing('/broken')(lambda: Broken())
+        with pytest.raises(microconnect.RemoteError) as caught:
+            Friend('app1', service).send('/broken')
+        assert caught.value.sent is True
+        service.stop()
+
+    def test_answer_in_an_async_rule(self):
+        """An async rule that has its own loop wait for itself gets an error at once."""
+        service = Microservice('app1')
+
+        @service.typing('/other')
+        async def other():
+            return 1
+
+        @service.typing('/itself')
+        async def itself():
+            return service.answer('POST', '/other', {'content-type': 'application/json'}, b'{}')[0]
+
+        assert Friend('app1', service).send('/itself') == 500
+        service.stop()
+
+    def test_loop_that_cannot_start(self, monkeypatch):
+        """Where no event loop can be made, an async rule fails, and works when one can again."""
+        service = Microservice('app1')
+
+        @service.typing('/later')
+        async def later():
+            return 1
+
+        def fail(main):
+            main.close()
+
+        friend = Friend('app1', service)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, 'run', fail)
+            with pytest.raises(microconnect.RemoteError, match='could not start'):
+                friend.send('/later')
+        assert friend.send('/later') == 1
+        service.stop()
+
+    def test_start_without_a_thread(self, monkeypatch):
+        """A service that gets no thread says so, frees its port, and can be started again."""
+        service = make()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, 'start', lambda self: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                service.start(port=0, host='127.0.0.1')
+        service.stop()
+        with serving(service):
+            assert Friend('app1', service.address).ping()
+
+    @pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork')
+    def test_fork(self):
+        """After a fork, async rules work in the child too, and stopping there does not wait."""
+        script = """
+import asyncio, os, signal
+from microconnect import Friend, Microservice
+Micro = Microservice('app1')
+@Micro.typing('/later')
+async def later():
+    return 'done'
+with Micro.start(port=0, host='127.0.0.1'):
+    friend = Friend('app1', Micro)
+    friend.send('/later')
+    import warnings
+    warnings.simplefilter('ignore')
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        code = friend.send('/later') != 'done'
+        Micro.stop()
+        os._exit(code)
+    print(os.waitpid(child, 0)[1])
+"""
+        with run_python(script) as process:
+            assert outcome(process)[:2] == (0, ['0'])
+
+    @pytest.mark.parametrize('address', ['http://me:secret@[::1', 'http://me:secret@h\u2100:1'])
+    def test_password_in_a_bad_address(self, address):
+        """However wrong an address is, its password is not shown."""
+        with pytest.raises(ValueError, match='no user and password') as caught:
+            Friend('app1', address)
+        assert 'secret' not in str(caught.value)
+
+    def test_password_of_a_bad_proxy(self, monkeypatch):
+        """However wrong the proxy of the environment is, its password is not shown."""
+        monkeypatch.setenv('http_proxy', 'http://user:pa/secret@proxy:80')
+        monkeypatch.delenv('no_proxy', raising=False)
+        with pytest.raises(ValueError, match='proxy of the environment') as caught:
+            Friend('app1', 'http://service.invalid')
+        assert 'pa' not in str(caught.value)
+
+    def test_length_of_many_digits(self):
+        """A length of thousands of digits is too large under WSGI as well."""
+        answer = by_wsgi(make(), 'POST', '/echo', JSON_HEADERS, b'', CONTENT_LENGTH='9' * 4000)
+        assert answer[0] == 413
+
+
+def is_guarded_by(service, rule):
+    """Whether *rule* of *service* refuses a call without a token."""
+    try:
+        Friend('app1', service).send(rule, 'ValueError')
+    except microconnect.Forbidden:
+        return True
+    except ValueError:
+        pass
+    return False
 
 
 HERE = Path(__file__).resolve().parent
