@@ -1853,11 +1853,8 @@ class _Place:
             link.close()
 
     def _connect(self, deadline: float) -> _Link:
-        host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
         try:
-            left = max(deadline - time.monotonic(), 0.001)
-            link = _Link(socket.create_connection((host, port), left))
-            link.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link = _Link(self._dial(deadline))
             if self.scheme == 'https':
                 if self.proxy:
                     self._tunnel(link, self.proxy, deadline)
@@ -1867,6 +1864,24 @@ class _Place:
         except (OSError, UnicodeError, _BadMessage) as error:
             reason = 'no answer in time' if isinstance(error, _TIMEOUTS) else error
             raise Unreachable(f'cannot connect: {reason}; is the service running?') from None
+
+    def _dial(self, deadline: float) -> socket.socket:
+        host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        failure = OSError(f'{host} has no address')
+        for tried, (family, kind, number, _, address) in enumerate(found):
+            sock = socket.socket(family, kind, number)
+            try:
+                # socket.create_connection would give each address of a name the whole time.
+                left = (deadline - time.monotonic()) / (len(found) - tried)
+                sock.settimeout(max(left, 0.001))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+        raise failure
 
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         fields = (('Host', self.netloc),) + proxy.headers

@@ -3154,6 +3154,14 @@ class TestDeadline:
             error = self.timed(address)
         assert (type(error), error.sent) == (microconnect.Unreachable, False)
 
+    def test_never_accepted_by_many(self, monkeypatch):
+        """The time is for all the addresses of a name together."""
+        with full() as address:
+            real = socket.getaddrinfo
+            monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: real(*a, **k) * 4)
+            error = self.timed(address, timeout=0.4)
+        assert (type(error), error.sent) == (microconnect.Unreachable, False)
+
     def test_never_read(self):
         """A call that does not leave in time is a CallTimeout, and did not run."""
         with peer(lambda sock, number, over: over.wait(TIMEOUT)) as address:
