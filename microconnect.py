@@ -752,6 +752,8 @@ class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
     """
 
     def __init__(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
+        if not isinstance(token, (type(None), str, collections.abc.Mapping)):
+            raise TypeError("token is one string for every rule, or a dict {'/rule': 'token'}")
         self.for_all: Optional[str] = getattr(token, 'for_all', None)
         self._by_rule: Dict[str, Optional[str]] = {}
         if isinstance(token, str):
@@ -869,9 +871,7 @@ def _parse_call(body: Bytes) -> Tuple[List[Any], Dict[str, Any], Any]:
 
 def _same_token(given: Any, wanted: str) -> bool:
     """Compare in constant time, as bytes: a str with other than ASCII cannot be compared so."""
-    if not isinstance(given, str):
-        return False
-    return hmac.compare_digest(
+    return isinstance(given, str) and hmac.compare_digest(
         given.encode('utf-8', 'surrogatepass'), wanted.encode('utf-8', 'surrogatepass')
     )
 
@@ -1752,8 +1752,7 @@ class _Link(_Stream):
         return data
 
     def _send(self, message: bytes) -> None:
-        self._set_timeout()
-        sent = self.sock.send(message)
+        sent = 0
         while sent < len(message):
             self._set_timeout()
             sent += self.sock.send(memoryview(message)[sent:])
@@ -2063,7 +2062,7 @@ class Friend(_Guarded):
         """
         path = _path_of(rule)
         if method is not None and method not in _METHODS:
-            raise ValueError(f'method is one of {_METHODS}, not {method!r}')
+            raise ValueError(f'method is one of {_METHODS}; a token is given by token=...')
         _checked_token(rule, token)
         seconds = None if timeout is None else _checked_number('timeout', timeout)
         self._settings[path] = _Setting(path, method or 'POST', token, seconds)

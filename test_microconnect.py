@@ -1454,6 +1454,20 @@ def is_guarded(service, rule, token):
 
 
 class TestTokens:
+    @pytest.mark.parametrize('token', [{'ab'}, ['ab'], {'/a', '/b'}, 123, 0, False, b'ab'])
+    def test_neither_dict_nor_string(self, token):
+        """Tokens that are neither a dict nor a string are refused: they would leave rules open."""
+        with pytest.raises(TypeError, match='one string for every rule, or a dict'):
+            make(token=token)
+        with pytest.raises(TypeError, match='one string for every rule, or a dict'):
+            Friend('app1', 'http://127.0.0.1:5000', token)
+
+    def test_token_as_method(self):
+        """A token that is given in the place of the method is not shown."""
+        with pytest.raises(ValueError, match='token=') as caught:
+            Friend('app1', make()).setRule('/echo', SECRET)
+        assert SECRET not in str(caught.value)
+
     def test_replaced(self):
         """To set `token` as a whole replaces them all, and one for all stays one for all."""
         service, other = make(token={'/fail': 'old'}), make(token='every')
