@@ -281,7 +281,7 @@ _PROBLEM = (('Content-Type', 'application/problem+json'),)
 def _problem(status: int, detail: str, **members: Any) -> bytes:
     """RFC 9457 problem details."""
     title = http.HTTPStatus(status).phrase
-    return _encode_text(dict(title=title, status=status, detail=detail, **members)).encode()
+    return _encode(dict(title=title, status=status, detail=detail, **members))
 
 
 def _error_from_reply(status: int, body: Bytes) -> MicroconnectError:
@@ -365,7 +365,7 @@ def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
         native = isinstance(value, (str, int, float, list, tuple, dict, type(None)))
         form = value if native else _plain(value)
         if not isinstance(form, (list, tuple, dict)):
-            _encode_text(form)
+            _encoder.encode(form)
             return ''
     except Exception as error:
         return f'{path}: {error}'
@@ -385,17 +385,16 @@ def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
 _encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain)
 
 
-def _prepare_encoder() -> Callable[[Any], str]:
+def _prepare_encoder() -> Any:
     """The encoder's C part, made once: JSONEncoder.encode makes it anew for every value."""
     make = getattr(json.encoder, 'c_make_encoder', None)
     if make is None:  # PyPy
-        return _encoder.encode
+        return lambda value, _: _encoder.iterencode(value)
     text = json.encoder.encode_basestring_ascii
-    encode = make(None, _plain, text, None, ':', ',', False, False, False)
-    return lambda value: ''.join(encode(value, 0))
+    return make(None, _plain, text, None, ':', ',', False, False, False)
 
 
-_encode_text = _prepare_encoder()
+_iterencode = _prepare_encoder()
 
 
 def _encode(value: Any, part: str = '') -> bytes:
@@ -404,7 +403,7 @@ def _encode(value: Any, part: str = '') -> bytes:
     Raises TypeError or ValueError that names the path of what has no faithful form.
     """
     try:
-        return _encode_text(value).encode()
+        return ''.join(_iterencode(value, 0)).encode()
     except Exception as error:
         parts = [(part, value)] if part else value.items()
         found = (_locate(item, name) for name, item in parts)
@@ -460,6 +459,9 @@ class _BadMessage(Exception):
 class _Ended(_BadMessage):
     """The bytes ended in the middle of a message."""
 
+    def __init__(self) -> None:
+        super().__init__('the connection ended in the middle of a message')
+
 
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
@@ -472,6 +474,7 @@ _REQUEST_LINE = re.compile(rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])\
 _REQUEST = re.compile(_REQUEST_LINE.pattern + _FIELDS)
 _STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n')
 _REPLY = re.compile(_STATUS_LINE.pattern + _FIELDS)
+_EMPTY_LINES = re.compile(rb'\A(?:\r\n)+')
 _BAD_BYTES = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]')
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#@:][^/?#@]*))?'
@@ -485,6 +488,8 @@ _Request = collections.namedtuple('_Request', 'method path headers count length 
 _Reply = collections.namedtuple('_Reply', 'status headers length keep_alive')
 
 
+# A peer repeats its heads, and to parse one costs as much as the rest of a call.
+@functools.lru_cache(maxsize=256)
 def _parse_request(head: bytes) -> _Request:
     """Parse a request's head, from its first line to the empty one."""
     found = _REQUEST.fullmatch(head)
@@ -530,6 +535,7 @@ def _is_host(text: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=256)
 def _parse_reply(head: bytes) -> _Reply:
     """Parse a reply's head; `keep_alive` is for how many seconds, 0 where the peer closes."""
     found = _REPLY.fullmatch(head)
@@ -546,15 +552,6 @@ def _parse_reply(head: bytes) -> _Reply:
         # Where none is told: below the 5 s of Node and uvicorn, the shortest in wide use.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
     return _Reply(int(status), headers, length, seconds)
-
-
-def _cached(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Remember the small heads: a peer repeats its own, and parsing is a tenth of a call."""
-    remembered = functools.lru_cache(maxsize=256)(parse)
-    return lambda head: remembered(head) if len(head) <= 1024 else parse(head)
-
-
-_request_of, _reply_of = _cached(_parse_request), _cached(_parse_reply)
 
 
 def _malformed(head: Bytes) -> _BadMessage:
@@ -607,69 +604,78 @@ def _unquote(path: bytes) -> str:
 
 
 class _Stream:
-    """Messages out of a stream of bytes; who knows where they come from gives `receive`.
+    """Messages out of a stream of bytes; who knows where they come from gives `receive`."""
 
-    Args:
-        first_line: what a head begins with, so that what never will be one is refused at once.
-        max_head: how long a head may be (bytes).
-    """
-
-    def __init__(self, first_line: re.Pattern[bytes], max_head: int) -> None:
-        self.first_line = first_line
-        self.max_head = max_head
-        self.buffer = bytearray()  # gives from its front without copying the rest
+    first_line: re.Pattern[bytes]  # what a head begins with: what never will be one is refused
+    parse: Any  # what makes a record of a head
+    max_head: int  # bytes
+    buffer = b''  # what has come and is not read yet
 
     def receive(self, size: int) -> bytes:
         """Give up to *size* next bytes; b'' at the end."""
         raise NotImplementedError
 
-    def _more(self, size: int) -> None:
-        data = self.receive(min(size, _BLOCK))
+    def _more(self) -> None:
+        data = self.receive(_FIRST_READ)
         if not data:
-            raise _Ended('the connection ended in the middle of a message')
-        self.buffer += data
+            raise _Ended
+        self.buffer += data  # which copies nothing where it was empty
 
-    def _take(self, size: int) -> bytearray:
-        while len(self.buffer) < size:
-            self._more(size - len(self.buffer))
-        if len(self.buffer) == size:  # the usual end of a message: nothing is copied
-            data, self.buffer = self.buffer, bytearray()
-        else:
-            data = self.buffer[:size]
-            del self.buffer[:size]
+    def _take(self, size: int, or_less: bool = False) -> Bytes:
+        """Give the next *size* bytes, or what there is till the end."""
+        start, self.buffer = self.buffer[:size], self.buffer[size:]
+        if len(start) == size:  # as most messages come
+            return start
+        data = bytearray(start)
+        while len(data) < size:
+            more = self.receive(min(size - len(data), _BLOCK))
+            if not more and or_less:
+                break
+            if not more:
+                raise _Ended
+            data += more
         return data
 
-    def head(self) -> bytes:
-        """Give the next head, with its empty line."""
-        buffer, seen, most = self.buffer, 0, self.max_head
+    def head(self) -> Any:
+        """Give the next head, parsed."""
+        seen, most = 0, self.max_head
+        if not self.buffer:
+            self._more()
         while True:
-            while buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
-                del buffer[:2]
-                most -= 2  # but not for ever
-            end = buffer.find(b'\r\n\r\n', seen)
-            if end >= 0 or len(buffer) > most + 3:
+            if self.buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
+                length = len(self.buffer)
+                self.buffer = _EMPTY_LINES.sub(b'', self.buffer, 1)
+                most -= length - len(self.buffer)  # but not for ever
+            end = self.buffer.find(b'\r\n\r\n', seen)
+            if end >= 0 or len(self.buffer) > most + 3:
                 break
-            is_bad = _BAD_BYTES.search(buffer, seen)
-            if is_bad or (b'\r\n' in buffer and not self.first_line.match(buffer)):
-                raise _malformed(buffer)  # and not waited for
-            seen = max(len(buffer) - 3, 0)
-            self._more(_FIRST_READ)
+            self._check_beginning(seen)
+            seen = max(len(self.buffer) - 3, 0)
+            self._more()
         if not 0 <= end <= most:
             raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
-        return bytes(self._take(end + 4))
+        head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
+        # Only small ones are remembered, so that they stay few bytes.
+        return self.parse(head) if end < 1024 else self.parse.__wrapped__(head)
 
-    def body(self, length: int, limit: int) -> bytearray:
+    def _check_beginning(self, seen: int) -> None:
+        """Refuse what never will be a head, without waiting for its end."""
+        is_bad = _BAD_BYTES.search(self.buffer, seen)
+        if is_bad or (b'\r\n' in self.buffer and not self.first_line.match(self.buffer)):
+            raise _malformed(self.buffer)
+
+    def body(self, length: int, limit: int) -> Bytes:
         """Give the body that follows a head which told *length*."""
         if length == _CHUNKED:
             return self._chunks(limit)
         if length > limit:
             raise _BadMessage(f'the body of {length} bytes is over the limit of {limit}', 413)
-        if length == _TO_THE_END:
-            with contextlib.suppress(_Ended):
-                self._take(limit + 1)
-                raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
-            length = len(self.buffer)
-        return self._take(length)
+        if length >= 0:
+            return self._take(length)
+        body = self._take(limit + 1, or_less=True)
+        if len(body) > limit:
+            raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
+        return body
 
     def _chunks(self, limit: int) -> bytearray:
         """Give a chunked body (RFC 9112, 7.1); extensions and trailers are read and left."""
@@ -696,16 +702,14 @@ class _Stream:
                 raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
         return body
 
-    def _line(self, limit: int) -> bytearray:
+    def _line(self, limit: int) -> Bytes:
         end = self.buffer.find(b'\r\n')
         while end < 0:
             if len(self.buffer) > limit or b'\n' in self.buffer:
                 raise _BadMessage('a line of a chunked body is malformed or too long')
-            self._more(_FIRST_READ)
+            self._more()
             end = self.buffer.find(b'\r\n')
-        line = self._take(end + 2)
-        del line[-2:]
-        return line
+        return self._take(end + 2)[:-2]
 
 
 @functools.lru_cache(maxsize=64)
@@ -834,9 +838,8 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+@functools.lru_cache(maxsize=16)
 def _is_json(content_type: str) -> bool:
-    if content_type == 'application/json':
-        return True
     return content_type.partition(';')[0].strip().lower() == 'application/json'
 
 
@@ -1052,7 +1055,7 @@ class _Rulebook(_Guarded):
             if not _is_json(kind):
                 raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
         args, kwargs, given = _parse_call(body)
-        wanted = self.token.of(path)
+        wanted = self._token.of(path)
         if wanted is not None and not _same_token(given, wanted):
             raise Forbidden(f"{path} wants its token: setRule('{path}', token=...)")
         return rule, args, kwargs
@@ -1142,20 +1145,24 @@ class _Connection(_Stream):
     is atomic, decides whether the next request is run.
     """
 
+    first_line = _REQUEST_LINE
+    parse = staticmethod(_parse_request)
+
     def __init__(self, listener: _Listener, sock: socket.socket) -> None:
-        super().__init__(_REQUEST_LINE, listener.micro.max_head)
         self.listener = listener
+        self.micro = listener.micro
+        self.max_head = self.micro.max_head
         self.sock: Any = sock
         sock.settimeout(None)  # whatever socket.setdefaulttimeout says
         self.thread: Optional[threading.Thread] = None
-        self.deadline = time.monotonic() + listener.micro.read_timeout
+        self.deadline = time.monotonic() + self.micro.read_timeout
         self.expired = False
         self.is_answering = False  # from a request read whole to its reply sent
         self.is_head_only = False  # whether the reply to the request has no body
 
     def serve(self) -> None:
         """Serve request after request until either side closes."""
-        micro = self.listener.micro
+        micro = self.micro
         waiting = micro.read_timeout  # for the first word; later idle_timeout
         self.thread = threading.current_thread()
         try:
@@ -1185,7 +1192,7 @@ class _Connection(_Stream):
         """Wait for a request's first bytes; False where the peer is done."""
         idle = self.listener.idle
         if self.buffer == b'\r\n':
-            self.buffer.clear()  # RFC 9112, 2.2: some clients end a body so
+            self.buffer = b''  # RFC 9112, 2.2: some clients end a body so
         if not self.buffer:
             self.deadline = time.monotonic() + waiting
             idle[self] = None
@@ -1195,20 +1202,20 @@ class _Connection(_Stream):
                 raise _BadMessage('the connection was idle, and is closed; send again', 408)
             if not data:
                 return False
-            self.buffer += data
-        self.deadline = time.monotonic() + self.listener.micro.read_timeout
+            self.buffer = data
+        self.deadline = time.monotonic() + self.micro.read_timeout
         return True
 
     def receive(self, size: int) -> bytes:
         data: bytes = self.sock.recv(size)
-        self.deadline += len(data) * self.listener.micro.read_timeout / _BLOCK
+        self.deadline += len(data) * self.micro.read_timeout / _BLOCK
         return data
 
     def _serve_request(self) -> bool:
-        micro = self.listener.micro
-        head = self.head()
-        self.is_head_only = head.startswith(b'HEAD ')
-        request = _request_of(head)
+        micro = self.micro
+        self.is_head_only = False
+        request = self.head()
+        self.is_head_only = request.method == 'HEAD'
         if request.count > micro.max_headers:
             raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
         length = request.length
@@ -1226,13 +1233,14 @@ class _Connection(_Stream):
         return keep
 
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
-        micro = self.listener.micro
-        alive = max(1, int(micro.idle_timeout)) if keep else 0
+        alive = max(1, int(self.micro.idle_timeout)) if keep else 0
         prefix = _reply_prefix(status, headers, alive, int(time.time()))
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if self.is_head_only else body)
-        for start in range(0, len(message), _BLOCK):
-            self.deadline = time.monotonic() + micro.read_timeout
-            self.sock.sendall(message[start : start + _BLOCK])
+        rest: Any = message if len(message) <= _BLOCK else memoryview(message)
+        while rest:
+            self.deadline = time.monotonic() + self.micro.read_timeout
+            self.sock.sendall(rest[:_BLOCK])
+            rest = rest[_BLOCK:]
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
@@ -1420,7 +1428,7 @@ class _Gateways(_Rulebook):
         if not environ.get('HTTP_TRANSFER_ENCODING'):
             body: bytes = source.read(length)
             if len(body) < length:
-                raise BadCall('the connection ended in the middle of a message')
+                raise BadCall(str(_Ended()))
             return body
         if not environ.get('wsgi.input_terminated'):
             raise BadCall('a body needs a Content-Length here', status=411)
@@ -1698,22 +1706,22 @@ _TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
 class _Link(_Stream):
     """A kept-alive connection to a service."""
 
+    first_line = _STATUS_LINE
+    parse = staticmethod(_parse_reply)
+    max_head = 64 << 10
+
     def __init__(self, sock: socket.socket) -> None:
-        super().__init__(_STATUS_LINE, 64 << 10)
         self.sock = sock
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
         self.owner = os.getpid()  # a child that inherits it over fork would get others' replies
         self.retire_at = 0.0
         self.deadline = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
+        self.limit_holds_until = 0.0
         self.is_timed_by_kernel = False
         self.received = 0  # bytes, ever
         self.received_before = 0  # when the call began
         self.is_plain = _HAS_TCP_INFO and type(sock) is socket.socket
-        # Not select.select, which fails on descriptors over 1,023; Windows has only that one.
-        self._poll = select.poll() if hasattr(select, 'poll') else None
-        if self._poll is not None:
-            self._poll.register(sock, select.POLLIN)
 
     def is_usable(self) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
@@ -1725,34 +1733,43 @@ class _Link(_Stream):
             received = int.from_bytes(info[128:], sys.byteorder)
             if received:  # before Linux 4.1 it is not told
                 return info[0] == 1 and received == self.received
-        if self._poll is not None:
-            return not self._poll.poll(0)
-        return not select.select([self.sock], (), (), 0)[0]
+        if not hasattr(select, 'poll'):  # Windows
+            return not select.select([self.sock], (), (), 0)[0]
+        poll = select.poll()  # select.select fails on descriptors over 1,023
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
 
     def _set_timeout(self) -> None:
         """Give the socket what is left; setting it is a system call, so only where it differs."""
-        left = self.deadline - time.monotonic()
+        now = time.monotonic()
+        left = self.deadline - now
+        if left <= 0:
+            raise socket.timeout('timed out')
+        self.limit_holds_until = now + 0.05
         # A signal starts the kernel's time anew, so not in the thread that gets the signals.
         in_kernel = self.is_plain and not _in_main_thread()
         if in_kernel == self.is_timed_by_kernel and left <= self.limit <= left + 0.05:
             return
-        if left <= 0:
-            raise socket.timeout('timed out')
-        self.limit, self.is_timed_by_kernel = left, in_kernel
-        self.sock.settimeout(None if in_kernel else left)
+        self.is_timed_by_kernel = in_kernel
+        self.limit = limit = left + 0.01  # calls differ a little in what is left when they ask
+        self.sock.settimeout(None if in_kernel else limit)
         if in_kernel:
-            seconds = struct.pack('ll', int(left), max(1, int(left % 1 * 1e6)))
+            seconds = struct.pack('ll', int(limit), int(limit % 1 * 1e6))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
     def receive(self, size: int) -> bytes:
-        self._set_timeout()
+        if time.monotonic() > self.limit_holds_until:
+            self._set_timeout()
         data = self.sock.recv(size)
         self.received += len(data)
         return data
 
-    def _send(self, message: bytes) -> None:
-        sent = 0
+    def send(self, message: bytes, deadline: float) -> None:
+        """Send *message*; until *deadline* there is time for it and for what is received next."""
+        self.deadline = deadline
+        self._set_timeout()
+        sent = self.sock.send(message)
         while sent < len(message):
             self._set_timeout()
             sent += self.sock.send(memoryview(message)[sent:])
@@ -1764,19 +1781,19 @@ class _Link(_Stream):
             _NotSent: the request did not leave whole, so that nobody can have run it.
             OSError, _BadMessage: afterwards.
         """
-        self.deadline = deadline
         self.received_before = self.received
         failure: Optional[OSError] = None
         try:
-            self._send(message)
+            self.send(message, deadline)
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
             self.deadline = min(deadline, time.monotonic() + 1)
+            self.limit_holds_until = 0.0
         try:
-            reply = _reply_of(self.head())
+            reply = self.head()
             while reply.status < 200:  # interim: the final one follows, or the deadline comes
-                reply = _reply_of(self.head())
+                reply = self.head()
             body = self.body(reply.length, max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
@@ -1837,9 +1854,11 @@ class _Place:
 
     def _prune(self) -> None:
         """Close the link that has been idle for longest, if it is past its time."""
-        with contextlib.suppress(IndexError):  # another thread may take it meanwhile
+        try:
             if self.links[0].retire_at < time.monotonic():
                 self.links.popleft().close()
+        except IndexError:
+            pass  # another thread took it meanwhile
 
     def _idle_link(self) -> Optional[_Link]:
         while True:
@@ -1885,9 +1904,8 @@ class _Place:
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         fields = (('Host', self.netloc),) + proxy.headers
         lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
-        link.deadline = deadline
-        link._send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
-        status = _reply_of(link.head()).status
+        link.send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode(), deadline)
+        status = link.head().status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
 
@@ -2088,7 +2106,7 @@ class Friend(_Guarded):
             if path == __rule and len(__self._settings) < 1000:  # rules may be made up on the way
                 __self._settings[path] = setting
         rule = setting.path
-        token = setting.token or __self.token.of(rule)
+        token = setting.token or __self._token.of(rule)
         try:
             body = _encode({'args': args, 'kwargs': kwargs, 'token': token})
         except (TypeError, ValueError) as error:
