@@ -291,12 +291,20 @@ def _error_from_reply(status: int, body: Bytes) -> MicroconnectError:
     except ValueError:
         problem = None
     told = problem if isinstance(problem, dict) else {}
-    detail = str(told.get('detail') or f'the service answered {status}, without saying why')
+    why = f'the service answered {status}, without saying why: does microconnect answer there?'
+    detail = str(told.get('detail') or why)
     if status != 500:
         return _ERRORS.get(status, BadReply)(detail, status=status)
     raised = told.get('exception')
     facts = raised if isinstance(raised, dict) else {}
     return _remote_error(detail, {k: str(facts[k]) for k in ('type', 'traceback') if k in facts})
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
 
 
 # ---------------------------------------------------------------------------------------- values
@@ -351,8 +359,15 @@ def _attributes(value: Any) -> Dict[str, Any]:
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
     if not hasattr(value, '__dict__') and not hasattr(kind, '__slots__'):
         raise TypeError(f'{kind.__name__} has no JSON form')
-    items = ((name, getattr(value, name)) for name in dir(value) if not name.startswith('_'))
-    return {name: item for name, item in items if not callable(item)}
+    items = {name: _attribute(value, name) for name in dir(value) if not name.startswith('_')}
+    return {name: item for name, item in items.items() if not callable(item)}
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name)
+    except Exception as error:  # a property's
+        raise ValueError(f'its {name} raised {type(error).__name__}: {_said(error)}') from None
 
 
 def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
@@ -820,13 +835,6 @@ def _code_flags(function: Any) -> int:
     return code.co_flags if code else 0
 
 
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:
-        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
-
-
 def _refuse_secret_key(secret_key: Optional[str]) -> None:
     if secret_key is not None:
         raise NotImplementedError(
@@ -877,6 +885,14 @@ def _same_token(given: Any, wanted: str) -> bool:
     return isinstance(given, str) and hmac.compare_digest(
         given.encode('utf-8', 'surrogatepass'), wanted.encode('utf-8', 'surrogatepass')
     )
+
+
+def _is_again(before: Any, function: Any) -> bool:
+    """Whether a notebook or a prompt has run the definition of a function once more."""
+    names = [
+        (getattr(f, '__module__', 0), getattr(f, '__qualname__', f)) for f in (before, function)
+    ]
+    return hasattr(sys, 'ps1') and names[0] == names[1]
 
 
 class _LoopThread(threading.Thread):
@@ -974,7 +990,7 @@ class _Rulebook(_Guarded):
 
         def register(function: Function) -> Function:
             self.reply(function)
-            if path in self._rules:
+            if path in self._rules and not _is_again(self._rules[path].function, function):
                 raise ValueError(f'rule {path!r} is taken already: give each function its own')
             if token is not None:
                 self.token[path] = token
@@ -1057,7 +1073,8 @@ class _Rulebook(_Guarded):
         args, kwargs, given = _parse_call(body)
         wanted = self._token.of(path)
         if wanted is not None and not _same_token(given, wanted):
-            raise Forbidden(f"{path} wants its token: setRule('{path}', token=...)")
+            told = 'wants its token' if given is None else 'was given a wrong token'
+            raise Forbidden(f"{path} {told}: setRule('{path}', token=...)")
         return rule, args, kwargs
 
     def _no_rule(self, method: str, path: str, rule: Optional[_Rule]) -> UnknownRule:
@@ -1589,6 +1606,8 @@ class Microservice(_Gateways):
             kind = type(error) if isinstance(error, OSError) else OSError
             number = getattr(error, 'errno', None) or errno.EINVAL
             why = getattr(error, 'strerror', None) or error
+            if number == errno.EADDRINUSE:
+                why = f'{why}: stop what listens there, or take another port (0: a free one)'
             raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
         try:
             self._listener.thread.start()
@@ -1596,6 +1615,7 @@ class Microservice(_Gateways):
             self._listener.server_close()
             self._listener.is_over = True
             raise
+        self._warn(str(self._listener.server_address[0]))
         return self
 
     def stop(self, grace: float = 10) -> None:
@@ -1642,8 +1662,9 @@ class Microservice(_Gateways):
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
-                listener = self._announce()
-                while not listener.is_over:
+                assert self._listener
+                self._announce(self._listener)
+                while not self._listener.is_over:
                     time.sleep(0.1)
         except KeyboardInterrupt:
             pass
@@ -1657,11 +1678,16 @@ class Microservice(_Gateways):
     def __exit__(self, *_: Any) -> None:
         self.stop()
 
-    def _announce(self) -> _Listener:
-        """Say where it listens, and which rules the network can call without a token."""
-        assert self._listener
-        print(f'{self.name}: listening on {self.address}; Ctrl-C stops it', flush=True)
-        host = str(self._listener.server_address[0])
+    def _announce(self, listener: _Listener) -> None:
+        host, port = listener.server_address[:2]
+        here = '' if _loopback(str(host)) == host else f'{_netloc(str(host), port)}, here '
+        print(f'{self.name}: listening on {here}{self.address}; Ctrl-C stops it', flush=True)
+
+    def _warn(self, host: str) -> None:
+        """Say which rules the network can call without a token, and which tokens guard none."""
+        for path in self.token:
+            if path not in self._rules:
+                _logger().warning('a token is set for %s', self._no_rule('POST', path, None))
         is_open = [path for path in self._rules if self.token.of(path) is None]
         if is_open and not _is_loopback(host):
             _logger().warning(
@@ -1669,7 +1695,6 @@ class Microservice(_Gateways):
                 host,
                 ', '.join(is_open),
             )
-        return self._listener
 
 
 def _loopback(host: str) -> str:
@@ -1880,8 +1905,10 @@ class _Place:
                 link = _Link(self._tls().wrap_socket(link.sock, server_hostname=self.host))
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
-            reason = 'no answer in time' if isinstance(error, _TIMEOUTS) else error
-            raise Unreachable(f'cannot connect: {reason}; is the service running?') from None
+            why = getattr(error, 'strerror', None) or error
+            why = 'no answer in time' if isinstance(error, _TIMEOUTS) else why
+            told = f'cannot connect to port {self.port}: {why}; is the service running?'
+            raise Unreachable(told) from None
 
     def _dial(self, deadline: float) -> socket.socket:
         host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
@@ -2057,11 +2084,12 @@ class Friend(_Guarded):
         ]
         if not self._places:
             raise ValueError('address is an empty list: give at least one')
+        self._where = ', '.join(place.address for place in self._places)
         self._turn = itertools.count()
         self._settings: Dict[str, _Setting] = {}
 
     def __repr__(self) -> str:
-        return f'<Friend {self.name!r} at {", ".join(place.address for place in self._places)}>'
+        return f'<Friend {self.name!r} at {self._where}>'
 
     def setRule(
         self,
@@ -2110,10 +2138,10 @@ class Friend(_Guarded):
         try:
             body = _encode({'args': args, 'kwargs': kwargs, 'token': token})
         except (TypeError, ValueError) as error:
-            raise BadCall(str(error)).at(rule, repr(__self)) from None
+            raise BadCall(str(error)).at(rule, __self._where) from None
         if len(body) > __self.max_body:
             size = f'the call of {len(body)} bytes is over the limit of {__self.max_body}'
-            raise TooLarge(size).at(rule, repr(__self))
+            raise TooLarge(size).at(rule, __self._where)
         return __self._call(setting, body)
 
     async def asend(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
