@@ -95,27 +95,13 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typ
 if TYPE_CHECKING:
     import logging
     import ssl
-    from typing import (
-        Any,
-        Awaitable,
-        Callable,
-        Dict,
-        Iterable,
-        Iterator,
-        List,
-        Mapping,
-        Optional,
-        Sequence,
-        Tuple,
-        Type,
-        TypeVar,
-        Union,
-    )
+    from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
     Function = TypeVar('Function', bound=Callable[..., Any])
-    Headers = Tuple[Tuple[str, str], ...]
-    Answer = Tuple[int, Headers, bytes]
-    Bytes = Union[bytes, bytearray]
+    Headers = tuple[tuple[str, str], ...]
+    Answer = tuple[int, Headers, bytes]
+    Bytes = bytes | bytearray
+    Tokens = str | Mapping[str, str | None] | None
 
 __version__ = '0.1.0'
 # fmt: off
@@ -146,9 +132,9 @@ class MicroconnectError(Exception):
         sent (bool): False means that the function did not run: it is safe to send again.
     """
 
-    rule: Optional[str] = None
-    address: Optional[str] = None
-    status: Optional[int] = None
+    rule: str | None = None
+    address: str | None = None
+    status: int | None = None
     sent = False
 
     def __init__(self, message: str = '', **facts: Any) -> None:
@@ -235,18 +221,18 @@ class RemoteError(MicroconnectError):
     status = 500
     sent = True
     type = 'Exception'
-    traceback: Optional[str] = None
+    traceback: str | None = None
 
     def __reduce__(self) -> Any:
         return _remote_error, (str(self), self.__dict__)
 
 
-def _remote_error(message: str, facts: Dict[str, Any]) -> RemoteError:
+def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
     return _remote_error_class(facts.get('type', ''))(message, **facts)
 
 
 @functools.lru_cache(maxsize=128)
-def _remote_error_class(name: str) -> Type[RemoteError]:
+def _remote_error_class(name: str) -> type[RemoteError]:
     """The RemoteError that is also the builtin exception *name*; RemoteError for other names."""
     kind = vars(builtins).get(name)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
@@ -262,7 +248,7 @@ def _remote_error_class(name: str) -> Type[RemoteError]:
     return made
 
 
-_ERRORS: Dict[int, Type[MicroconnectError]] = {
+_ERRORS: dict[int, type[MicroconnectError]] = {
     status: kind
     for kind, statuses in (
         (BadCall, (400, 411, 414, 415, 417, 505)),
@@ -349,7 +335,7 @@ def _is_loaded(value: Any, module: str, name: str) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-def _attributes(value: Any) -> Dict[str, Any]:
+def _attributes(value: Any) -> dict[str, Any]:
     """Give what a class travels as: its public attributes, callables left out, names sorted."""
     kind = type(value)
     if callable(value) or isinstance(value, types.ModuleType):
@@ -370,7 +356,7 @@ def _attribute(value: Any, name: str) -> Any:
         raise ValueError(f'its {name} raised {type(error).__name__}: {_said(error)}') from None
 
 
-def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
+def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
     """Find what in *value* has no JSON form: `reply[0].items[3]: function has no JSON form`."""
     if any(value is outer for outer in above):
         return f'{path}: holds itself'
@@ -400,16 +386,14 @@ def _locate(value: Any, path: str, above: Tuple[Any, ...] = ()) -> str:
 _encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain)
 
 
-def _prepare_encoder() -> Any:
-    """The encoder's C part, made once: JSONEncoder.encode makes it anew for every value."""
-    make = getattr(json.encoder, 'c_make_encoder', None)
-    if make is None:  # PyPy
-        return lambda value, _: _encoder.iterencode(value)
-    text = json.encoder.encode_basestring_ascii
-    return make(None, _plain, text, None, ':', ',', False, False, False)
-
-
-_iterencode = _prepare_encoder()
+# The encoder's C part, made once: JSONEncoder.encode makes it anew for every value.
+_make = getattr(json.encoder, 'c_make_encoder', None)  # PyPy has none
+_text = json.encoder.encode_basestring_ascii
+_iterencode: Any = (
+    _make(None, _plain, _text, None, ':', ',', False, False, False)
+    if _make
+    else lambda value, _: _encoder.iterencode(value)
+)
 
 
 def _encode(value: Any, part: str = '') -> bytes:
@@ -429,18 +413,14 @@ def _encode(value: Any, part: str = '') -> bytes:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from None
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f'{name} is not JSON')
-
-
 def _finite(text: str) -> float:
     number = float(text)
     if number - number != 0:
-        raise ValueError(f'{text[:20]} is too large for a float')
+        raise ValueError(f'{text[:20]} is no finite number')
     return number
 
 
-_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+_decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 
@@ -495,7 +475,7 @@ _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#@:][^/?#@]*))?'
 _TARGET = re.compile(_AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?')
 _NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
-_HOST = re.compile(r'(?:\[([0-9A-Fa-f:.]+)\]|' + _NAME + r')(?::[0-9]*)?')
+_HOST = re.compile(r'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + r')(?::[0-9]*)?')
 _CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?')
 _TRAILER = re.compile(_TOKEN + rb':[\t\x20-\x7e\x80-\xff]*')
 
@@ -513,7 +493,7 @@ def _parse_request(head: bytes) -> _Request:
     method, target, minor, lines = found.groups()
     headers, count = _parse_fields(lines)
     host = headers.get('host', '' if minor == b'0' else None)
-    if host is None or not _is_host(host):
+    if host is None or not _HOST.fullmatch(host):
         raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
     place = _TARGET.fullmatch(target)
     if not place and (method, target) != (b'OPTIONS', b'*'):
@@ -521,7 +501,7 @@ def _parse_request(head: bytes) -> _Request:
     authority, path, query = place.groups() if place else (None, target, None)
     if authority:
         headers['host'] = authority.decode()  # RFC 9112, 3.2.2: in place of what was sent
-        if not _is_host(headers['host']):
+        if not _HOST.fullmatch(headers['host']):
             raise _BadMessage('the host of the request target is malformed (RFC 9112, 3.2)')
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
@@ -536,18 +516,6 @@ def _parse_request(head: bytes) -> _Request:
         _keeps_alive(headers, minor),
         bool(expects),
     )
-
-
-def _is_host(text: str) -> bool:
-    found = _HOST.fullmatch(text)
-    if not found or not found.group(1):
-        return bool(found)
-    import ipaddress
-
-    try:
-        return bool(ipaddress.IPv6Address(found.group(1)))
-    except ValueError:
-        return False
 
 
 @functools.lru_cache(maxsize=256)
@@ -576,9 +544,9 @@ def _malformed(head: Bytes) -> _BadMessage:
     return _BadMessage('the head is malformed (RFC 9112): a first line, then Name: value lines')
 
 
-def _parse_fields(lines: bytes) -> Tuple[Dict[str, str], int]:
+def _parse_fields(lines: bytes) -> tuple[dict[str, str], int]:
     """Parse header lines that match _FIELDS; those of one name are joined (RFC 9110, 5.3)."""
-    headers: Dict[str, str] = {}
+    headers: dict[str, str] = {}
     fields = lines.decode('latin-1').split('\r\n')[:-1]
     for field in fields:
         name, _, value = field.partition(':')
@@ -644,10 +612,10 @@ class _Stream:
         data = bytearray(start)
         while len(data) < size:
             more = self.receive(min(size - len(data), _BLOCK))
-            if not more and or_less:
-                break
-            if not more:
+            if not more and not or_less:
                 raise _Ended
+            if not more:
+                break
             data += more
         return data
 
@@ -770,19 +738,19 @@ class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
     It never shows a token, and takes none that would guard nothing.
     """
 
-    def __init__(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
+    def __init__(self, token: Tokens) -> None:
         if not isinstance(token, (type(None), str, collections.abc.Mapping)):
             raise TypeError("token is one string for every rule, or a dict {'/rule': 'token'}")
-        self.for_all: Optional[str] = getattr(token, 'for_all', None)
-        self._by_rule: Dict[str, Optional[str]] = {}
+        self.for_all: str | None = getattr(token, 'for_all', None)
+        self._by_rule: dict[str, str | None] = {}
         if isinstance(token, str):
             self.for_all, token = _checked_token('every rule', token), None
         self.update(token or {})
 
-    def __getitem__(self, rule: str) -> Optional[str]:
+    def __getitem__(self, rule: str) -> str | None:
         return self._by_rule[_path_of(rule)]
 
-    def __setitem__(self, rule: str, token: Optional[str]) -> None:
+    def __setitem__(self, rule: str, token: str | None) -> None:
         self._by_rule[_path_of(rule)] = _checked_token(rule, token)
 
     def __delitem__(self, rule: str) -> None:
@@ -797,7 +765,7 @@ class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
     def __repr__(self) -> str:
         return f'<tokens of {len(self)} rules>'
 
-    def of(self, rule: str) -> Optional[str]:
+    def of(self, rule: str) -> str | None:
         token = self._by_rule.get(rule)
         return self.for_all if token is None else token
 
@@ -810,7 +778,7 @@ class _Guarded:
         return self._token
 
     @token.setter
-    def token(self, token: Union[str, Mapping[str, Optional[str]], None]) -> None:
+    def token(self, token: Tokens) -> None:
         self._token = _Tokens(token)
 
 
@@ -835,7 +803,7 @@ def _code_flags(function: Any) -> int:
     return code.co_flags if code else 0
 
 
-def _refuse_secret_key(secret_key: Optional[str]) -> None:
+def _refuse_secret_key(secret_key: str | None) -> None:
     if secret_key is not None:
         raise NotImplementedError(
             'secretKey: calls cannot be signed yet; guard the rules by token, and use TLS'
@@ -866,7 +834,7 @@ def _check_browser(headers: Mapping[str, str]) -> None:
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
 
-def _parse_call(body: Bytes) -> Tuple[List[Any], Dict[str, Any], Any]:
+def _parse_call(body: Bytes) -> tuple[list[Any], dict[str, Any], Any]:
     """Read args, kwargs and token from a request's body."""
     try:
         call = _decode(body) if body else {}
@@ -895,81 +863,70 @@ def _is_again(before: Any, function: Any) -> bool:
     return hasattr(sys, 'ps1') and names[0] == names[1]
 
 
-class _LoopThread(threading.Thread):
-    """The thread of a service's event loop, told apart so that no call blocks it."""
+def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
+    """Why there is no rule to run."""
+    if method not in _METHODS + ('HEAD',):
+        return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
+    rule = rules.get(path)
+    if rule is not None:
+        return UnknownRule(
+            f'{path} answers {", ".join(rule.methods)}, not {method}',
+            status=405,
+            allow=', '.join(rule.methods),
+        )
+    import difflib
+
+    near = difflib.get_close_matches(path[:200], rules, 1)
+    hint = f'did you mean {near[0]!r}?' if near else 'is it registered under that name?'
+    return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
 
 
-class _Loop:
-    """The event loop of the async rules, in a thread of its own, from their first call on."""
+class _Loop(threading.Thread):
+    """The event loop of a service's async rules: a thread, of a class that tells it apart."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.thread: Optional[threading.Thread] = None
-
-    def run(self, answer: Callable[[Any], Any], awaitable: Any) -> Answer:
-        """Run answer(awaitable) to its end, from another thread."""
-        try:
-            future = self._submit(answer, awaitable)
-        except RuntimeError:
-            getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
-            raise
-        answered: Answer = future.result()
-        return answered
-
-    def _submit(self, answer: Callable[[Any], Any], awaitable: Any) -> Any:
-        import asyncio
-
-        if threading.current_thread() is self.thread:
-            raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop them')
-        with self._lock:
-            if self.thread is None or not self.thread.is_alive():  # a fork leaves it behind
-                self._start()
-            return asyncio.run_coroutine_threadsafe(answer(awaitable), self._loop)
-
-    def _start(self) -> None:
-        import asyncio
-
-        ready = threading.Event()
-
-        async def until_closed() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._closed = self._loop.create_future()
-            ready.set()
-            try:
-                await self._closed
-            finally:  # also where a task's SystemExit ends the loop
-                if self.thread is threading.current_thread():
-                    self.thread = None
-
-        # asyncio.run cancels what is left and closes the loop, as its authors meant it.
-        thread = _LoopThread(target=asyncio.run, args=(until_closed(),), daemon=True)
-        thread.start()
-        while not ready.wait(0.1):
-            if not thread.is_alive():  # such as without a descriptor left
+        super().__init__(daemon=True)
+        self.is_open = threading.Event()
+        self.start()
+        while not self.is_open.wait(0.1):
+            if not self.is_alive():  # such as without a descriptor left
                 raise RuntimeError('the event loop of the async rules could not start')
-        self.thread = thread
+
+    def run(self) -> None:
+        import asyncio
+
+        asyncio.run(self._until_closed())  # cancels what is left at the end, and closes the loop
+
+    async def _until_closed(self) -> None:
+        import asyncio
+
+        self.loop = asyncio.get_running_loop()
+        self.closed = self.loop.create_future()
+        self.is_open.set()
+        try:
+            await self.closed
+        finally:  # also where a task's SystemExit ends the loop
+            self.is_open.clear()
 
     def close(self) -> None:
-        with self._lock:
-            thread, self.thread = self.thread, None
-            if thread is not None:
-                with contextlib.suppress(RuntimeError):  # it has ended by itself
-                    self._loop.call_soon_threadsafe(self._closed.set_result, None)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(2)
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            self.loop.call_soon_threadsafe(self.closed.set_result, None)
+        if threading.current_thread() is not self:
+            self.join(2)
 
 
 class _Rulebook(_Guarded):
     """The rules and their tokens, and the one `answer` that every host calls."""
 
     name: str
-    debug: Optional[bool]
+    debug: bool | None
     max_body: int
-    _rules: Dict[str, _Rule]
-    _loop: _Loop
+    _rules: dict[str, _Rule]
+    _loop: _Loop | None
+    _loop_lock: threading.Lock
 
     def typing(
-        self, rule: str, token: Optional[str] = None, methods: Sequence[str] = ('POST',)
+        self, rule: str, token: str | None = None, methods: Sequence[str] = ('POST',)
     ) -> Callable[[Function], Function]:
         """Decorate a function to answer under *rule*; it stays callable as usual.
 
@@ -1055,7 +1012,7 @@ class _Rulebook(_Guarded):
 
     def _admit(
         self, method: str, path: str, headers: Mapping[str, str], body: Bytes
-    ) -> Tuple[_Rule, List[Any], Dict[str, Any]]:
+    ) -> tuple[_Rule, list[Any], dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
         if 'origin' in headers or 'sec-fetch-site' in headers:
             _check_browser(headers)
@@ -1063,7 +1020,7 @@ class _Rulebook(_Guarded):
         if rule is None or method not in rule.methods:
             if path == '/' and method in ('GET', 'HEAD'):
                 return _Rule('/', lambda: self.name, ('GET', 'HEAD'), False), [], {}
-            raise self._no_rule(method, path, rule)
+            raise _no_rule(method, path, self._rules)
         if len(body) > self.max_body:
             raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
         if body or method != 'GET':
@@ -1077,32 +1034,40 @@ class _Rulebook(_Guarded):
             raise Forbidden(f"{path} {told}: setRule('{path}', token=...)")
         return rule, args, kwargs
 
-    def _no_rule(self, method: str, path: str, rule: Optional[_Rule]) -> UnknownRule:
-        if method not in _METHODS + ('HEAD',):
-            return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
-        if rule is not None:
-            return UnknownRule(
-                f'{path} answers {", ".join(rule.methods)}, not {method}',
-                status=405,
-                allow=', '.join(rule.methods),
-            )
-        import difflib
-
-        near = difflib.get_close_matches(path[:200], self._rules, 1)
-        hint = f'did you mean {near[0]!r}?' if near else 'is it registered under that name?'
-        return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
-
-    def _run(self, rule: _Rule, args: List[Any], kwargs: Dict[str, Any]) -> Answer:
+    def _run(self, rule: _Rule, args: list[Any], kwargs: dict[str, Any]) -> Answer:
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             value = contextvars.copy_context().run(rule.function, *args, **kwargs)
             if hasattr(value, '__await__'):  # its code did not show that it is async
-                return self._loop.run(functools.partial(self._run_async, rule), value)
+                return self._run_in_loop(rule, value)
             return self._reply(value)
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
                 raise
             return self._failure(rule, error)
+
+    def _run_in_loop(self, rule: _Rule, awaitable: Any) -> Answer:
+        import asyncio
+
+        try:
+            if isinstance(threading.current_thread(), _Loop):
+                raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
+            with self._loop_lock:
+                loop = self._loop
+                if loop is None or not (loop.is_open.is_set() and loop.is_alive()):  # as after fork
+                    self._loop = loop = _Loop()
+                running = self._run_async(rule, awaitable)
+                future = asyncio.run_coroutine_threadsafe(running, loop.loop)
+        except RuntimeError:
+            getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
+            raise
+        return future.result()
+
+    def _close_loop(self) -> None:
+        with self._loop_lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
 
     async def _run_async(self, rule: _Rule, value: Any) -> Answer:
         import asyncio
@@ -1171,7 +1136,7 @@ class _Connection(_Stream):
         self.max_head = self.micro.max_head
         self.sock: Any = sock
         sock.settimeout(None)  # whatever socket.setdefaulttimeout says
-        self.thread: Optional[threading.Thread] = None
+        self.thread: threading.Thread | None = None
         self.deadline = time.monotonic() + self.micro.read_timeout
         self.expired = False
         self.is_answering = False  # from a request read whole to its reply sent
@@ -1263,11 +1228,9 @@ class _Connection(_Stream):
         """Answer what is no request; nothing after it on this connection is read as one."""
         _logger().info('refused %d: %s', error.status, error)
         self.expired = False
-        try:
+        with contextlib.suppress(OSError):
             self._send(error.status, _PROBLEM, _problem(error.status, str(error)), False)
             self._linger()
-        except OSError:
-            pass
 
     def _linger(self) -> None:
         """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
@@ -1283,11 +1246,9 @@ class _Connection(_Stream):
         self.listener.idle.pop(self, None)
         self.expired = True
         self.deadline = now + _LINGER
-        try:
+        with contextlib.suppress(OSError):
             # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
             socket.socket.shutdown(self.sock, how)
-        except OSError:
-            pass
 
 
 class _Listener(http.server.ThreadingHTTPServer):
@@ -1301,16 +1262,16 @@ class _Listener(http.server.ThreadingHTTPServer):
     def __init__(
         self,
         micro: Microservice,
-        address: Tuple[str, int],
-        ssl_context: Optional[ssl.SSLContext],
+        address: tuple[str, int],
+        ssl_context: ssl.SSLContext | None,
         reuse_port: bool,
     ) -> None:
         self.micro = micro
         self.ssl_context = ssl_context
         self.reuse_port = reuse_port
-        self.connections: Dict[socket.socket, _Connection] = {}
+        self.connections: dict[socket.socket, _Connection] = {}
         self.idle: collections.OrderedDict[_Connection, None] = collections.OrderedDict()
-        self.stop_by: Optional[float] = None
+        self.stop_by: float | None = None
         self.is_over = False
         self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         super().__init__(address, http.server.BaseHTTPRequestHandler)
@@ -1336,7 +1297,7 @@ class _Listener(http.server.ThreadingHTTPServer):
                 self.handle_request()
             self.server_close()
             self._end_connections()
-            self.micro._loop.close()
+            self.micro._close_loop()
         finally:
             self.is_over = True
 
@@ -1377,14 +1338,12 @@ class _Listener(http.server.ThreadingHTTPServer):
         if len(self.connections) < self.micro.max_connections or self._evict(time.monotonic()):
             return True
         request.setblocking(False)
-        try:
-            body = _problem(503, 'every connection is busy; try again later')
-            prefix = _reply_prefix(503, _PROBLEM, 0, int(time.time()))
+        body = _problem(503, 'every connection is busy; try again later')
+        prefix = _reply_prefix(503, _PROBLEM, 0, int(time.time()))
+        with contextlib.suppress(OSError):
             if self.ssl_context is None:
                 request.send(b'%b%d\r\n\r\n%b' % (prefix, len(body), body))
             request.recv(_BLOCK)
-        except OSError:
-            pass
         return False
 
     def get_request(self) -> Any:
@@ -1411,10 +1370,32 @@ class _Listener(http.server.ThreadingHTTPServer):
         _logger().exception('a connection failed')
 
 
+def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> _Listener:
+    """Make the listener of *micro* and set it going; OSError says where it cannot, and why."""
+    try:
+        micro._listener = listener = _Listener(micro, where, *how)
+    except TypeError:
+        raise TypeError(f'host is a string and port a number, not {where!r}') from None
+    except (OSError, OverflowError) as error:
+        kind = type(error) if isinstance(error, OSError) else OSError
+        number = getattr(error, 'errno', None) or errno.EINVAL
+        why = getattr(error, 'strerror', None) or error
+        if number == errno.EADDRINUSE:
+            why = f'{why}: stop what listens there, or take another port (0: a free one)'
+        raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
+    try:
+        listener.thread.start()
+    except BaseException:  # mostly: no more threads
+        listener.server_close()
+        listener.is_over = True
+        raise
+    return listener
+
+
 class _Gateways(_Rulebook):
     """The same answers where others do the listening."""
 
-    def wsgi(self, environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer as a WSGI application (PEP 3333): ``application = Micro.wsgi``."""
         headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
         headers['content-type'] = environ.get('CONTENT_TYPE', '')
@@ -1441,15 +1422,12 @@ class _Gateways(_Rulebook):
             raise BadCall(str(error)) from None
         if length > self.max_body:
             raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
-        source = environ['wsgi.input']
-        if not environ.get('HTTP_TRANSFER_ENCODING'):
-            body: bytes = source.read(length)
-            if len(body) < length:
-                raise BadCall(str(_Ended()))
-            return body
-        if not environ.get('wsgi.input_terminated'):
+        is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
+        if is_chunked and not environ.get('wsgi.input_terminated'):  # nobody says where it ends
             raise BadCall('a body needs a Content-Length here', status=411)
-        body = source.read(self.max_body + 1)  # chunked, and ended by the server
+        body: bytes = environ['wsgi.input'].read(self.max_body + 1 if is_chunked else length)
+        if len(body) < length:
+            raise BadCall(str(_Ended()))
         return body
 
     @property
@@ -1461,12 +1439,7 @@ class _Gateways(_Rulebook):
 
         return application  # a function: uvicorn takes a bound method for ASGI 2
 
-    async def _asgi(
-        self,
-        scope: Mapping[str, Any],
-        receive: Callable[[], Awaitable[Mapping[str, Any]]],
-        send: Callable[[Mapping[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         if scope['type'] == 'lifespan':
             for phase in ('startup', 'shutdown'):
                 await receive()
@@ -1493,9 +1466,6 @@ class _Gateways(_Rulebook):
         await send({'type': 'http.response.start', 'status': status, 'headers': raw})
         body = b'' if scope['method'] == 'HEAD' else reply
         await send({'type': 'http.response.body', 'body': body})
-
-
-_LIMITS = ['max_body', 'max_head', 'max_headers', 'read_timeout', 'idle_timeout', 'max_connections']
 
 
 class Microservice(_Gateways):
@@ -1532,9 +1502,9 @@ class Microservice(_Gateways):
         name: str,
         port: int = 5000,
         host: str = '0.0.0.0',
-        debug: Optional[bool] = None,
-        token: Union[str, Mapping[str, Optional[str]], None] = None,
-        secretKey: Optional[str] = None,
+        debug: bool | None = None,
+        token: Tokens = None,
+        secretKey: str | None = None,
         *,
         max_body: int = 64 << 20,
         max_head: int = 32 << 10,
@@ -1549,17 +1519,16 @@ class Microservice(_Gateways):
         self.host = host
         self.debug = debug
         self.token = token
-        self.max_body = max_body
-        self.max_head = max_head
-        self.max_headers = max_headers
-        self.read_timeout = read_timeout
-        self.idle_timeout = idle_timeout
-        self.max_connections = max_connections
-        for limit in _LIMITS:
-            _checked_number(limit, getattr(self, limit))
+        self.max_body = _checked_number('max_body', max_body)
+        self.max_head = _checked_number('max_head', max_head)
+        self.max_headers = _checked_number('max_headers', max_headers)
+        self.read_timeout = _checked_number('read_timeout', read_timeout)
+        self.idle_timeout = _checked_number('idle_timeout', idle_timeout)
+        self.max_connections = _checked_number('max_connections', max_connections)
         self._rules = {}
-        self._loop = _Loop()
-        self._listener: Optional[_Listener] = None
+        self._loop = None
+        self._loop_lock = threading.Lock()
+        self._listener: _Listener | None = None
 
     def __repr__(self) -> str:
         return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
@@ -1576,11 +1545,11 @@ class Microservice(_Gateways):
 
     def start(
         self,
-        port: Optional[int] = None,
-        host: Optional[str] = None,
-        debug: Optional[bool] = None,
+        port: int | None = None,
+        host: str | None = None,
+        debug: bool | None = None,
         *,
-        ssl_context: Optional[ssl.SSLContext] = None,
+        ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
     ) -> Microservice:
         """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
@@ -1598,24 +1567,8 @@ class Microservice(_Gateways):
             raise RuntimeError(f'{self.name} serves already, at {self.address}')
         self.debug = self.debug if debug is None else debug
         where = (self.host if host is None else host, self.port if port is None else port)
-        try:
-            self._listener = _Listener(self, where, ssl_context, reuse_port)
-        except TypeError:
-            raise TypeError(f'host is a string and port a number, not {where!r}') from None
-        except (OSError, OverflowError) as error:
-            kind = type(error) if isinstance(error, OSError) else OSError
-            number = getattr(error, 'errno', None) or errno.EINVAL
-            why = getattr(error, 'strerror', None) or error
-            if number == errno.EADDRINUSE:
-                why = f'{why}: stop what listens there, or take another port (0: a free one)'
-            raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
-        try:
-            self._listener.thread.start()
-        except BaseException:  # mostly: no more threads
-            self._listener.server_close()
-            self._listener.is_over = True
-            raise
-        self._warn(str(self._listener.server_address[0]))
+        listener = _listen(self, where, ssl_context, reuse_port)
+        self._warn(str(listener.server_address[0]))
         return self
 
     def stop(self, grace: float = 10) -> None:
@@ -1629,11 +1582,11 @@ class Microservice(_Gateways):
         """
         listener = self._listener
         if listener is None or listener.is_over:
-            self._loop.close()
+            self._close_loop()
             return
         listener.stop_by = min(listener.stop_by or float('inf'), time.monotonic() + grace)
         threads = [connection.thread for connection in list(listener.connections.values())]
-        if threading.current_thread() in threads + [self._loop.thread]:
+        if threading.current_thread() in threads + [self._loop]:
             return
         # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
         # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
@@ -1644,11 +1597,11 @@ class Microservice(_Gateways):
 
     def run(
         self,
-        port: Optional[int] = None,
-        host: Optional[str] = None,
-        debug: Optional[bool] = None,
+        port: int | None = None,
+        host: str | None = None,
+        debug: bool | None = None,
         *,
-        ssl_context: Optional[ssl.SSLContext] = None,
+        ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
     ) -> None:
         """Serve until Ctrl-C or SIGTERM, then `stop`; a second Ctrl-C ends at once.
@@ -1687,7 +1640,7 @@ class Microservice(_Gateways):
         """Say which rules the network can call without a token, and which tokens guard none."""
         for path in self.token:
             if path not in self._rules:
-                _logger().warning('a token is set for %s', self._no_rule('POST', path, None))
+                _logger().warning('a token is set for %s', _no_rule('POST', path, self._rules))
         is_open = [path for path in self._rules if self.token.of(path) is None]
         if is_open and not _is_loopback(host):
             _logger().warning(
@@ -1706,7 +1659,7 @@ def _is_loopback(host: str) -> bool:
     return host in ('localhost', '::1') or host.startswith('127.')
 
 
-def _checked_number(name: str, value: float) -> float:
+def _checked_number(name: str, value: Any) -> Any:
     if isinstance(value, (int, float)) and 0 < value <= threading.TIMEOUT_MAX:
         return value
     raise ValueError(f'{name} is a number above 0, not {value!r}')
@@ -1718,7 +1671,8 @@ def _netloc(host: str, port: int) -> str:
 
 # ---------------------------------------------------------------------------------------- Friend
 
-_Setting = collections.namedtuple('_Setting', 'path method token timeout')
+_Setting = collections.namedtuple('_Setting', 'method token timeout')
+_NO_SETTING = _Setting('POST', None, None)
 
 
 # What a call needs of the system is one send and one recv.  Each further call that gives up the
@@ -1799,7 +1753,7 @@ class _Link(_Stream):
             self._set_timeout()
             sent += self.sock.send(memoryview(message)[sent:])
 
-    def exchange(self, message: bytes, deadline: float, max_body: int) -> Tuple[_Reply, Bytes]:
+    def exchange(self, message: bytes, deadline: float, max_body: int) -> tuple[_Reply, Bytes]:
         """Send a request and give its reply.
 
         Raises:
@@ -1807,7 +1761,7 @@ class _Link(_Stream):
             OSError, _BadMessage: afterwards.
         """
         self.received_before = self.received
-        failure: Optional[OSError] = None
+        failure: OSError | None = None
         try:
             self.send(message, deadline)
         except OSError as error:
@@ -1836,7 +1790,7 @@ class _NotSent(Exception):
 class _Place:
     """One address of a service, with its idle connections, and when it last failed."""
 
-    def __init__(self, address: str, ssl_context: Optional[ssl.SSLContext], max_body: int) -> None:
+    def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
         self.address = address
         self.ssl_context = ssl_context
         self.max_body = max_body
@@ -1852,7 +1806,7 @@ class _Place:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> Tuple[int, Mapping[str, str], Bytes]:
+    ) -> tuple[int, Mapping[str, str], Bytes]:
         """Make a call; MicroconnectError tells what failed."""
         prefix = _request_prefix(method, self.base, rule, self.netloc, self.extra)
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), body)
@@ -1885,7 +1839,7 @@ class _Place:
         except IndexError:
             pass  # another thread took it meanwhile
 
-    def _idle_link(self) -> Optional[_Link]:
+    def _idle_link(self) -> _Link | None:
         while True:
             try:
                 link = self.links.pop()
@@ -1980,7 +1934,7 @@ class _InProcess:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> Tuple[int, Mapping[str, str], Bytes]:
+    ) -> tuple[int, Mapping[str, str], Bytes]:
         status, headers, reply = self.micro._answer(method, rule, _LOCAL, body)
         return status, {name.lower(): value for name, value in headers}, reply
 
@@ -1994,7 +1948,7 @@ _LOCAL = {'content-type': 'application/json'}
 _Proxy = collections.namedtuple('_Proxy', 'host port headers')
 
 
-def _parse_address(address: str) -> Tuple[str, str, int, str]:
+def _parse_address(address: str) -> tuple[str, str, int, str]:
     """Split an address into scheme, host, port and path prefix."""
     if not isinstance(address, str):
         raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
@@ -2019,7 +1973,7 @@ def _parse_address(address: str) -> Tuple[str, str, int, str]:
     return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
 
 
-def _proxy_for(scheme: str, host: str) -> Optional[_Proxy]:
+def _proxy_for(scheme: str, host: str) -> _Proxy | None:
     """The proxy that the environment names for *host*; this machine needs none."""
     if _is_loopback(_loopback(host)) or urllib.request.proxy_bypass(host):
         return None
@@ -2062,12 +2016,12 @@ class Friend(_Guarded):
     def __init__(
         self,
         name: str,
-        address: Union[str, Microservice, Iterable[Union[str, Microservice]]],
-        token: Union[str, Mapping[str, Optional[str]], None] = None,
-        secretKey: Optional[str] = None,
+        address: str | Microservice | Iterable[str | Microservice],
+        token: Tokens = None,
+        secretKey: str | None = None,
         *,
         timeout: float = 60,
-        ssl_context: Optional[ssl.SSLContext] = None,
+        ssl_context: ssl.SSLContext | None = None,
         max_body: int = 64 << 20,
     ) -> None:
         _refuse_secret_key(secretKey)
@@ -2076,7 +2030,7 @@ class Friend(_Guarded):
         self.timeout = _checked_number('timeout', timeout)
         self.max_body = max_body
         several = address if isinstance(address, (list, tuple)) else (address,)
-        self._places: List[Any] = [
+        self._places: list[Any] = [
             _InProcess(place)
             if isinstance(place, Microservice)
             else _Place(place, ssl_context, max_body)
@@ -2086,7 +2040,7 @@ class Friend(_Guarded):
             raise ValueError('address is an empty list: give at least one')
         self._where = ', '.join(place.address for place in self._places)
         self._turn = itertools.count()
-        self._settings: Dict[str, _Setting] = {}
+        self._settings: dict[str, _Setting] = {}
 
     def __repr__(self) -> str:
         return f'<Friend {self.name!r} at {self._where}>'
@@ -2094,9 +2048,9 @@ class Friend(_Guarded):
     def setRule(
         self,
         rule: str,
-        method: Optional[str] = None,
-        token: Optional[str] = None,
-        timeout: Optional[float] = None,
+        method: str | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Set how *rule* is called from now on.
 
@@ -2111,7 +2065,7 @@ class Friend(_Guarded):
             raise ValueError(f'method is one of {_METHODS}; a token is given by token=...')
         _checked_token(rule, token)
         seconds = None if timeout is None else _checked_number('timeout', timeout)
-        self._settings[path] = _Setting(path, method or 'POST', token, seconds)
+        self._settings[path] = _Setting(method or 'POST', token, seconds)
 
     # The two underscores keep `self` and `rule` free for the remote function, on Python 3.7 too.
     def send(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
@@ -2125,15 +2079,10 @@ class Friend(_Guarded):
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
-        if isinstance(threading.current_thread(), _LoopThread):
+        if isinstance(threading.current_thread(), _Loop):
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
-        setting = __self._settings.get(__rule) if isinstance(__rule, str) else None
-        if setting is None:
-            path = _path_of(__rule)
-            setting = __self._settings.get(path) or _Setting(path, 'POST', None, None)
-            if path == __rule and len(__self._settings) < 1000:  # rules may be made up on the way
-                __self._settings[path] = setting
-        rule = setting.path
+        rule = _path_of(__rule)
+        setting = __self._settings.get(rule, _NO_SETTING)
         token = setting.token or __self._token.of(rule)
         try:
             body = _encode({'args': args, 'kwargs': kwargs, 'token': token})
@@ -2142,7 +2091,7 @@ class Friend(_Guarded):
         if len(body) > __self.max_body:
             size = f'the call of {len(body)} bytes is over the limit of {__self.max_body}'
             raise TooLarge(size).at(rule, __self._where)
-        return __self._call(setting, body)
+        return __self._call(rule, setting, body)
 
     async def asend(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
@@ -2203,31 +2152,31 @@ class Friend(_Guarded):
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _call(self, setting: _Setting, body: bytes) -> Any:
+    def _call(self, rule: str, setting: _Setting, body: bytes) -> Any:
         """Call at one address after the other, until the call may have run at one."""
         now = time.monotonic()
         deadline = now + (setting.timeout or self.timeout)
         places = self._places if len(self._places) == 1 else self._in_turn(now)
-        failures: List[MicroconnectError] = []
+        failures: list[MicroconnectError] = []
         for place in places:
             # An address that swallows packets must not use up the time of the others.
             left = len(places) - len(failures)
             connect_by = deadline if left == 1 else now + (deadline - now) / left
             try:
-                reply = place.call(setting.method, setting.path, body, deadline, connect_by)
+                reply = place.call(setting.method, rule, body, deadline, connect_by)
                 if reply[0] not in (408, 503):
                     place.pause = place.rests_until = 0.0
                 return _returned(*reply)
             except MicroconnectError as error:
-                failures.append(error.at(setting.path, place.address))
+                failures.append(error.at(rule, place.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
                     raise
             place.rest()
             now = time.monotonic()
         kind = Unreachable if all(isinstance(e, Unreachable) for e in failures) else Busy
-        raise kind('no address took the call: ' + '; '.join(map(str, failures)), rule=setting.path)
+        raise kind('no address took the call: ' + '; '.join(map(str, failures)), rule=rule)
 
-    def _in_turn(self, now: float) -> List[Any]:
+    def _in_turn(self, now: float) -> list[Any]:
         """The places in the order to try them: those that failed lately come last."""
         first = next(self._turn) % len(self._places)
         turned = self._places[first:] + self._places[:first]

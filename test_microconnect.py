@@ -2681,10 +2681,13 @@ def called(process):
             yield address, call
 
 
+LIMITS = ['max_body', 'max_head', 'max_headers', 'read_timeout', 'idle_timeout', 'max_connections']
+
+
 class TestStopping:
     """start, run and stop."""
 
-    @pytest.mark.parametrize('limit', microconnect._LIMITS)
+    @pytest.mark.parametrize('limit', LIMITS)
     @pytest.mark.parametrize('value', [0, -1, None, '20'])
     def test_bad_limit(self, limit, value):
         """A limit that is none is refused when the service is made, by its name."""
