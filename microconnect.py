@@ -1697,7 +1697,7 @@ class _Link(_Stream):
         self.deadline = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.limit_holds_until = 0.0
-        self.is_timed_by_kernel = False
+        self.thread = 0  # the last that used it
         self.received = 0  # bytes, ever
         self.received_before = 0  # when the call began
         self.is_plain = _HAS_TCP_INFO and type(sock) is socket.socket
@@ -1725,11 +1725,12 @@ class _Link(_Stream):
         if left <= 0:
             raise socket.timeout('timed out')
         self.limit_holds_until = now + 0.05
+        thread = threading.get_ident()
+        if thread == self.thread and left <= self.limit <= left + 0.05:
+            return
+        self.thread = thread
         # A signal starts the kernel's time anew, so not in the thread that gets the signals.
         in_kernel = self.is_plain and not _in_main_thread()
-        if in_kernel == self.is_timed_by_kernel and left <= self.limit <= left + 0.05:
-            return
-        self.is_timed_by_kernel = in_kernel
         self.limit = limit = left + 0.01  # calls differ a little in what is left when they ask
         self.sock.settimeout(None if in_kernel else limit)
         if in_kernel:
@@ -1779,9 +1780,6 @@ class _Link(_Stream):
         self.retire_at = time.monotonic() + reply.keep_alive if reply.keep_alive else 0.0
         return reply, body
 
-    def close(self) -> None:
-        self.sock.close()
-
 
 class _NotSent(Exception):
     """A request did not leave whole, so that no service has run it."""
@@ -1818,15 +1816,16 @@ class _Place:
             try:
                 reply, data = link.exchange(message, deadline, self.max_body)
             except BaseException as error:
-                link.close()
+                link.sock.close()
                 if isinstance(error, _NotSent) and not is_fresh:
                     continue  # it was closed while idle
                 raise _failure(error, link) from None
             if link.retire_at:
                 self.links.append(link)
-                self._prune()
+                if len(self.links) > 1:
+                    self._prune()
             else:
-                link.close()
+                link.sock.close()
             # A 408 that closes a kept connection: it was idle, and the call was not read.
             if is_fresh or link.retire_at or reply.status != 408:
                 return reply.status, reply.headers, data
@@ -1835,7 +1834,7 @@ class _Place:
         """Close the link that has been idle for longest, if it is past its time."""
         try:
             if self.links[0].retire_at < time.monotonic():
-                self.links.popleft().close()
+                self.links.popleft().sock.close()
         except IndexError:
             pass  # another thread took it meanwhile
 
@@ -1847,7 +1846,7 @@ class _Place:
                 return None
             if link.is_usable():
                 return link
-            link.close()
+            link.sock.close()
 
     def _connect(self, deadline: float) -> _Link:
         try:
@@ -1904,7 +1903,7 @@ class _Place:
 
     def close(self) -> None:
         while self.links:
-            self.links.pop().close()
+            self.links.pop().sock.close()
 
 
 def _failure(error: BaseException, link: _Link) -> BaseException:
