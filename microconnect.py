@@ -235,17 +235,12 @@ def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
 def _remote_error_class(name: str) -> type[RemoteError]:
     """The RemoteError that is also the builtin exception *name*; RemoteError for other names."""
     kind = vars(builtins).get(name)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+    # The first two would silently end the loop around the call; a group is no message alone.
+    never = ('StopIteration', 'StopAsyncIteration', 'ExceptionGroup')
+    if name in never or not (isinstance(kind, type) and issubclass(kind, Exception)):
         return RemoteError
-    if issubclass(kind, (StopIteration, StopAsyncIteration)):
-        return RemoteError  # would silently end the loop around the call
     members = {'__module__': __name__, 'msg': property(str)}  # SyntaxError prints its msg
-    made = type('RemoteError', (RemoteError, kind), members)
-    try:
-        made('')
-    except TypeError:  # an ExceptionGroup cannot be made of a message alone
-        return RemoteError
-    return made
+    return type('RemoteError', (RemoteError, kind), members)
 
 
 _ERRORS: dict[int, type[MicroconnectError]] = {
@@ -698,17 +693,13 @@ class _Stream:
 @functools.lru_cache(maxsize=64)
 def _reply_prefix(status: int, headers: Headers, alive: int, second: int) -> bytes:
     """A reply's head up to the length; *alive* 0 closes the connection."""
+    import email.utils  # http.server has loaded it
+
     lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}']
-    lines.append(f'Date: {_http_date(second)}')
+    lines.append(f'Date: {email.utils.formatdate(second, usegmt=True)}')
     lines.extend(f'{name}: {value}' for name, value in headers)
     lines.append(f'Keep-Alive: timeout={alive}' if alive else 'Connection: close')
     return '\r\n'.join(lines + ['Content-Length: ']).encode('latin-1')
-
-
-def _http_date(second: int) -> str:
-    import email.utils  # http.server has loaded it
-
-    return email.utils.formatdate(second, usegmt=True)
 
 
 @functools.lru_cache(maxsize=256)
@@ -729,7 +720,7 @@ def _request_prefix(method: str, base: str, rule: str, host: str, extra: Headers
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 _CALL_KEYS = {'args', 'kwargs', 'token'}
 
-_Rule = collections.namedtuple('_Rule', 'path function methods is_async')
+_Rule = collections.namedtuple('_Rule', 'path function methods token is_async')
 
 
 class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
@@ -771,7 +762,9 @@ class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
 
 
 class _Guarded:
-    """What has tokens: to set `token` to a dict or a string replaces them all."""
+    """What has tokens: to set `token` replaces them, but for those that decorators gave."""
+
+    _rules: Mapping[str, _Rule] = {}
 
     @property
     def token(self) -> _Tokens:
@@ -780,6 +773,9 @@ class _Guarded:
     @token.setter
     def token(self, token: Tokens) -> None:
         self._token = _Tokens(token)
+        for rule in self._rules.values():
+            if rule.token:
+                self._token.setdefault(rule.path, rule.token)
 
 
 def _checked_token(rule: str, token: Any) -> Any:
@@ -857,10 +853,8 @@ def _same_token(given: Any, wanted: str) -> bool:
 
 def _is_again(before: Any, function: Any) -> bool:
     """Whether a notebook or a prompt has run the definition of a function once more."""
-    names = [
-        (getattr(f, '__module__', 0), getattr(f, '__qualname__', f)) for f in (before, function)
-    ]
-    return hasattr(sys, 'ps1') and names[0] == names[1]
+    is_same = getattr(before, '__qualname__', '') == getattr(function, '__qualname__', None)
+    return is_same and hasattr(sys, 'ps1')
 
 
 def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
@@ -870,7 +864,7 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
     rule = rules.get(path)
     if rule is not None:
         return UnknownRule(
-            f'{path} answers {", ".join(rule.methods)}, not {method}',
+            f'{path} answers {", ".join(rule.methods)}, not {method}: setRule(rule, method=...)',
             status=405,
             allow=', '.join(rule.methods),
         )
@@ -878,6 +872,8 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
 
     near = difflib.get_close_matches(path[:200], rules, 1)
     hint = f'did you mean {near[0]!r}?' if near else 'is it registered under that name?'
+    if '?' in path:
+        hint = 'the arguments of a call are in its body, not in a query'
     return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
 
 
@@ -918,12 +914,14 @@ class _Loop(threading.Thread):
 class _Rulebook(_Guarded):
     """The rules and their tokens, and the one `answer` that every host calls."""
 
-    name: str
-    debug: bool | None
-    max_body: int
-    _rules: dict[str, _Rule]
-    _loop: _Loop | None
-    _loop_lock: threading.Lock
+    def __init__(self, name: str, debug: bool | None, token: Tokens, max_body: int) -> None:
+        self.name = name
+        self.debug = debug
+        self.max_body = _checked_number('max_body', max_body)
+        self._rules: dict[str, _Rule] = {}
+        self.token = token
+        self._loop: _Loop | None = None
+        self._loop_lock = threading.Lock()
 
     def typing(
         self, rule: str, token: str | None = None, methods: Sequence[str] = ('POST',)
@@ -942,7 +940,7 @@ class _Rulebook(_Guarded):
             raise TypeError(f"write @Micro.typing('/rule'), with the rule, not {rule!r}")
         path = _path_of(rule)
         if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
-            raise ValueError(f'methods is a sequence out of {_METHODS}, not {methods!r}')
+            raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
         _checked_token(rule, token)
 
         def register(function: Function) -> Function:
@@ -951,9 +949,8 @@ class _Rulebook(_Guarded):
                 raise ValueError(f'rule {path!r} is taken already: give each function its own')
             if token is not None:
                 self.token[path] = token
-            self._rules[path] = _Rule(
-                path, function, tuple(methods), bool(_code_flags(function) & 0x80)
-            )
+            is_async = bool(_code_flags(function) & 0x80)
+            self._rules[path] = _Rule(path, function, tuple(methods), token, is_async)
             return function
 
         return register
@@ -1019,7 +1016,7 @@ class _Rulebook(_Guarded):
         rule = self._rules.get(path)
         if rule is None or method not in rule.methods:
             if path == '/' and method in ('GET', 'HEAD'):
-                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), False), [], {}
+                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None, False), [], {}
             raise _no_rule(method, path, self._rules)
         if len(body) > self.max_body:
             raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
@@ -1107,14 +1104,14 @@ class _Rulebook(_Guarded):
         if self.debug:
             import traceback
 
-            told['traceback'] = ''.join(traceback.format_tb(trace))
+            lines = traceback.format_exception(type(error), error, trace)
+            told['traceback'] = ''.join(lines)
         detail = f'{told["type"]}: {told["message"]}'
         return 500, _PROBLEM, _problem(500, detail, exception=told)
 
 
 # ----------------------------------------------------------------------------------------- hosts
 
-_CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
 
 
@@ -1202,7 +1199,7 @@ class _Connection(_Stream):
             raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
         length = request.length
         if request.expects and length <= micro.max_body and not self.buffer:
-            self.sock.sendall(_CONTINUE)
+            self.sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
         body = self.body(length, micro.max_body) if length else b''
         self.deadline = float('inf')
         self.is_answering = True
@@ -1395,8 +1392,18 @@ def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> _Listener
 class _Gateways(_Rulebook):
     """The same answers where others do the listening."""
 
-    def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer as a WSGI application (PEP 3333): ``application = Micro.wsgi``."""
+    def _check_tokens(self) -> None:
+        """Warn of tokens that guard nothing: the rule that one was meant for may be open."""
+        for path in sorted(self.token.keys() - self._rules.keys()):
+            _logger().warning('a token is set for %s', _no_rule('POST', path, self._rules))
+
+    @property
+    def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+        """The WSGI application (PEP 3333): ``application = Micro.wsgi``."""
+        self._check_tokens()
+        return self._wsgi
+
+    def _wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
         headers['content-type'] = environ.get('CONTENT_TYPE', '')
         method = environ['REQUEST_METHOD']
@@ -1433,6 +1440,7 @@ class _Gateways(_Rulebook):
     @property
     def asgi(self) -> Callable[..., Any]:
         """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
+        self._check_tokens()
 
         async def application(scope: Any, receive: Any, send: Any) -> None:
             await self._asgi(scope, receive, send)
@@ -1514,20 +1522,14 @@ class Microservice(_Gateways):
         max_connections: int = 1000,
     ) -> None:
         _refuse_secret_key(secretKey)
-        self.name = name
+        super().__init__(name, debug, token, max_body)
         self.port = port
         self.host = host
-        self.debug = debug
-        self.token = token
-        self.max_body = _checked_number('max_body', max_body)
         self.max_head = _checked_number('max_head', max_head)
         self.max_headers = _checked_number('max_headers', max_headers)
         self.read_timeout = _checked_number('read_timeout', read_timeout)
         self.idle_timeout = _checked_number('idle_timeout', idle_timeout)
         self.max_connections = _checked_number('max_connections', max_connections)
-        self._rules = {}
-        self._loop = None
-        self._loop_lock = threading.Lock()
         self._listener: _Listener | None = None
 
     def __repr__(self) -> str:
@@ -1540,8 +1542,7 @@ class Microservice(_Gateways):
         if listener is None or listener.is_over:
             raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
         scheme = 'https' if listener.ssl_context else 'http'
-        host, port = str(listener.server_address[0]), listener.server_address[1]
-        return f'{scheme}://{_netloc(_loopback(host), port)}'
+        return f'{scheme}://{_netloc(_loopback(listener.server_name), listener.server_port)}'
 
     def start(
         self,
@@ -1567,8 +1568,9 @@ class Microservice(_Gateways):
             raise RuntimeError(f'{self.name} serves already, at {self.address}')
         self.debug = self.debug if debug is None else debug
         where = (self.host if host is None else host, self.port if port is None else port)
-        listener = _listen(self, where, ssl_context, reuse_port)
-        self._warn(str(listener.server_address[0]))
+        listener = _listen(self, where, _checked_context(ssl_context), reuse_port)
+        self._check_tokens()
+        self._warn(listener.server_name)
         return self
 
     def stop(self, grace: float = 10) -> None:
@@ -1615,9 +1617,12 @@ class Microservice(_Gateways):
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
-                assert self._listener
-                self._announce(self._listener)
-                while not self._listener.is_over:
+                listener = self._listener
+                assert listener
+                bound = _netloc(listener.server_name, listener.server_port)
+                where = self.address if bound in self.address else f'{bound}, here {self.address}'
+                print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
+                while not listener.is_over:
                     time.sleep(0.1)
         except KeyboardInterrupt:
             pass
@@ -1631,16 +1636,8 @@ class Microservice(_Gateways):
     def __exit__(self, *_: Any) -> None:
         self.stop()
 
-    def _announce(self, listener: _Listener) -> None:
-        host, port = listener.server_address[:2]
-        here = '' if _loopback(str(host)) == host else f'{_netloc(str(host), port)}, here '
-        print(f'{self.name}: listening on {here}{self.address}; Ctrl-C stops it', flush=True)
-
     def _warn(self, host: str) -> None:
-        """Say which rules the network can call without a token, and which tokens guard none."""
-        for path in self.token:
-            if path not in self._rules:
-                _logger().warning('a token is set for %s', _no_rule('POST', path, self._rules))
+        """Say which rules the network can call without a token."""
         is_open = [path for path in self._rules if self.token.of(path) is None]
         if is_open and not _is_loopback(host):
             _logger().warning(
@@ -1663,6 +1660,12 @@ def _checked_number(name: str, value: Any) -> Any:
     if isinstance(value, (int, float)) and 0 < value <= threading.TIMEOUT_MAX:
         return value
     raise ValueError(f'{name} is a number above 0, not {value!r}')
+
+
+def _checked_context(ssl_context: Any) -> Any:
+    if ssl_context is None or hasattr(ssl_context, 'wrap_socket'):
+        return ssl_context
+    raise TypeError(f'ssl_context is an ssl.SSLContext, not {ssl_context!r}')
 
 
 def _netloc(host: str, port: int) -> str:
@@ -1790,9 +1793,13 @@ class _Place:
 
     def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
         self.address = address
-        self.ssl_context = ssl_context
         self.max_body = max_body
         self.scheme, self.host, self.port, self.base = _parse_address(address)
+        if ssl_context is None and self.scheme == 'https':
+            import ssl
+
+            ssl_context = ssl.create_default_context()
+        self.ssl_context = _checked_context(ssl_context)
         self.netloc = _netloc(self.host, self.port)
         self.proxy = _proxy_for(self.scheme, self.host)
         self.extra: Headers = ()
@@ -1855,13 +1862,14 @@ class _Place:
                 if self.proxy:
                     self._tunnel(link, self.proxy, deadline)
                 link.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                link = _Link(self._tls().wrap_socket(link.sock, server_hostname=self.host))
+                link = _Link(self.ssl_context.wrap_socket(link.sock, server_hostname=self.host))
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
             why = getattr(error, 'strerror', None) or error
             why = 'no answer in time' if isinstance(error, _TIMEOUTS) else why
-            told = f'cannot connect to port {self.port}: {why}; is the service running?'
-            raise Unreachable(told) from None
+            is_tls = getattr(error, 'library', None) == 'SSL'
+            ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
+            raise Unreachable(f'cannot connect to {self.netloc}: {why}; {ask}?') from None
 
     def _dial(self, deadline: float) -> socket.socket:
         host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
@@ -1888,13 +1896,6 @@ class _Place:
         status = link.head().status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
-
-    def _tls(self) -> ssl.SSLContext:
-        if self.ssl_context is None:
-            import ssl
-
-            self.ssl_context = ssl.create_default_context()
-        return self.ssl_context
 
     def rest(self) -> None:
         """Leave a failed address alone, each time for longer: 0.1 s to 5 s."""
@@ -1927,6 +1928,7 @@ class _InProcess:
     """A service in this process as a place to call: encoded, checked and decoded as ever."""
 
     def __init__(self, micro: Microservice) -> None:
+        micro._check_tokens()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
         self.rests_until = self.pause = 0.0
@@ -1974,9 +1976,8 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
 
 def _proxy_for(scheme: str, host: str) -> _Proxy | None:
     """The proxy that the environment names for *host*; this machine needs none."""
-    if _is_loopback(_loopback(host)) or urllib.request.proxy_bypass(host):
-        return None
-    url = urllib.request.getproxies().get(scheme)
+    is_direct = _is_loopback(_loopback(host)) or urllib.request.proxy_bypass(host)
+    url = None if is_direct else urllib.request.getproxies().get(scheme)
     if not url:
         return None
     try:
@@ -2098,47 +2099,51 @@ class Friend(_Guarded):
         Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.
         """
         import asyncio
+        import concurrent.futures
 
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-
-        def settle(settler: Callable[[Any], None], outcome: Any) -> None:
-            if not future.done():
-                settler(outcome)
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
 
         def call() -> None:
             try:
-                settled = (future.set_result, __self.send(__rule, *args, **kwargs))
+                result = __self.send(__rule, *args, **kwargs)
             except BaseException as error:
-                settled = (future.set_exception, error)
-            try:
-                loop.call_soon_threadsafe(settle, *settled)
-            except RuntimeError:
-                pass  # the loop was closed: nobody waits any more
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
         threading.Thread(target=call, daemon=True).start()
-        return await future
+        return await asyncio.wrap_future(future)
 
     def ping(self, timeout: float = 5) -> bool:
-        """Whether the service answers, at any of its addresses, within *timeout* seconds."""
+        """Whether HTTP is answered at any of the addresses, within *timeout* seconds."""
+        return not self._why_silent(time.monotonic() + _checked_number('timeout', timeout))
+
+    def wait(self, timeout: float = 60) -> None:
+        """Wait until `ping`; CallTimeout, with the reason, if not within *timeout* seconds."""
         deadline = time.monotonic() + _checked_number('timeout', timeout)
+        while True:
+            why = self._why_silent(deadline)
+            left = deadline - time.monotonic()
+            if not why:
+                return
+            if left <= 0:
+                told = f'{self._where} did not answer within {timeout} s: {why}'
+                raise CallTimeout(told, sent=False)
+            time.sleep(min(left, 0.1))
+
+    def _why_silent(self, deadline: float) -> str:
+        """Why none of the addresses answers; an empty string where one does."""
+        told = []
         for place in self._places:
             try:
                 status = place.call('GET', '/', b'', deadline, deadline)[0]
                 if status < 500 and status != 408:
-                    return True
-            except MicroconnectError:
-                pass
-        return False
-
-    def wait(self, timeout: float = 60) -> None:
-        """Wait until the service answers; CallTimeout if it does not within *timeout* seconds."""
-        deadline = time.monotonic() + _checked_number('timeout', timeout)
-        while not self.ping(max(deadline - time.monotonic(), 0.001)):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise CallTimeout(f'{self!r} did not answer within {timeout} s', sent=False)
-            time.sleep(min(left, 0.1))
+                    return ''
+                told.append(f'it answered {status}')
+            except MicroconnectError as error:
+                told.append(str(error))
+        return '; '.join(told)
 
     def close(self) -> None:
         """Close the idle connections; a later call opens new ones."""
