@@ -588,6 +588,7 @@ class _Stream:
     parse: Any  # what makes a record of a head
     max_head: int  # bytes
     buffer = b''  # what has come and is not read yet
+    is_head_only = False  # whether the message is a HEAD request, whose reply has no body
 
     def receive(self, size: int) -> bytes:
         """Give up to *size* next bytes; b'' at the end."""
@@ -633,6 +634,7 @@ class _Stream:
         if not 0 <= end <= most:
             raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
         head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
+        self.is_head_only = head[:5] == b'HEAD '
         # Only small ones are remembered, so that they stay few bytes.
         return self.parse(head) if end < 1024 else self.parse.__wrapped__(head)
 
@@ -794,8 +796,8 @@ def _code_flags(function: Any) -> int:
     """The flags of the code that calling *function* runs; 0 where it is not Python's."""
     while isinstance(function, functools.partial):
         function = function.func
-    code = getattr(function, '__code__', None)
-    code = code or getattr(type(function).__call__, '__code__', None)
+    call = type(function).__call__
+    code = getattr(function, '__code__', None) or getattr(call, '__code__', None)
     return code.co_flags if code else 0
 
 
@@ -853,8 +855,14 @@ def _same_token(given: Any, wanted: str) -> bool:
 
 def _is_again(before: Any, function: Any) -> bool:
     """Whether a notebook or a prompt has run the definition of a function once more."""
-    is_same = getattr(before, '__qualname__', '') == getattr(function, '__qualname__', None)
-    return is_same and hasattr(sys, 'ps1')
+    name = getattr(function, '__qualname__', '<>')
+    return hasattr(sys, 'ps1') and '<' not in name and name == getattr(before, '__qualname__', '')
+
+
+def _nearest(path: str, rules: Iterable[str]) -> str:
+    import difflib
+
+    return ''.join(difflib.get_close_matches(path[:200], list(rules), 1))
 
 
 def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
@@ -868,10 +876,8 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
             status=405,
             allow=', '.join(rule.methods),
         )
-    import difflib
-
-    near = difflib.get_close_matches(path[:200], rules, 1)
-    hint = f'did you mean {near[0]!r}?' if near else 'is it registered under that name?'
+    near = _nearest(path, rules)
+    hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
     if '?' in path:
         hint = 'the arguments of a call are in its body, not in a query'
     return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
@@ -1061,8 +1067,11 @@ class _Rulebook(_Guarded):
         return future.result()
 
     def _close_loop(self) -> None:
-        with self._loop_lock:
-            loop, self._loop = self._loop, None
+        # Not for ever: who holds it may wait in a signal handler for this very stop.
+        is_locked = self._loop_lock.acquire(timeout=1)
+        loop, self._loop = self._loop, None
+        if is_locked:
+            self._loop_lock.release()
         if loop is not None:
             loop.close()
 
@@ -1137,7 +1146,6 @@ class _Connection(_Stream):
         self.deadline = time.monotonic() + self.micro.read_timeout
         self.expired = False
         self.is_answering = False  # from a request read whole to its reply sent
-        self.is_head_only = False  # whether the reply to the request has no body
 
     def serve(self) -> None:
         """Serve request after request until either side closes."""
@@ -1192,9 +1200,7 @@ class _Connection(_Stream):
 
     def _serve_request(self) -> bool:
         micro = self.micro
-        self.is_head_only = False
         request = self.head()
-        self.is_head_only = request.method == 'HEAD'
         if request.count > micro.max_headers:
             raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
         length = request.length
@@ -1215,6 +1221,7 @@ class _Connection(_Stream):
         alive = max(1, int(self.micro.idle_timeout)) if keep else 0
         prefix = _reply_prefix(status, headers, alive, int(time.time()))
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if self.is_head_only else body)
+        self.is_head_only = False
         rest: Any = message if len(message) <= _BLOCK else memoryview(message)
         while rest:
             self.deadline = time.monotonic() + self.micro.read_timeout
@@ -1367,7 +1374,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         _logger().exception('a connection failed')
 
 
-def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> _Listener:
+def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> None:
     """Make the listener of *micro* and set it going; OSError says where it cannot, and why."""
     try:
         micro._listener = listener = _Listener(micro, where, *how)
@@ -1381,26 +1388,33 @@ def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> _Listener
             why = f'{why}: stop what listens there, or take another port (0: a free one)'
         raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
     try:
+        micro._warn(listener.server_name)
         listener.thread.start()
-    except BaseException:  # mostly: no more threads
+    except BaseException:  # no more threads, or a signal
         listener.server_close()
         listener.is_over = True
         raise
-    return listener
 
 
 class _Gateways(_Rulebook):
     """The same answers where others do the listening."""
 
-    def _check_tokens(self) -> None:
-        """Warn of tokens that guard nothing: the rule that one was meant for may be open."""
-        for path in sorted(self.token.keys() - self._rules.keys()):
-            _logger().warning('a token is set for %s', _no_rule('POST', path, self._rules))
+    def _warn(self, host: str = 'localhost') -> None:
+        """Say which tokens guard nothing, and which rules anyone who reaches *host* can call."""
+        for path in set(self.token) - set(self._rules):
+            near = _nearest(path, self._rules)
+            # Where nothing is near, it may be the token itself, misplaced.
+            told = f'{path!r}: did you mean {near!r}?' if near else 'for it'
+            _logger().warning('a token is set, and there is no rule %s', told)
+        is_open = [path for path in list(self._rules) if self.token.of(path) is None]
+        if is_open and not _is_loopback(host):
+            advice = 'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1'
+            _logger().warning(advice, host, ', '.join(is_open))
 
     @property
     def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
         """The WSGI application (PEP 3333): ``application = Micro.wsgi``."""
-        self._check_tokens()
+        self._warn()
         return self._wsgi
 
     def _wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -1416,9 +1430,8 @@ class _Gateways(_Rulebook):
         except (UnicodeDecodeError, MicroconnectError) as error:
             refusal = error if isinstance(error, MicroconnectError) else BadCall(str(error))
             status, fields, reply = self._refusal('', refusal)
-        phrase = http.HTTPStatus(status).phrase
-        length = (('Content-Length', str(len(reply))),)
-        start_response(f'{status} {phrase}', list(fields + length))
+        fields += (('Content-Length', str(len(reply))),)
+        start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
         return [] if method == 'HEAD' else [reply]
 
     def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
@@ -1440,7 +1453,7 @@ class _Gateways(_Rulebook):
     @property
     def asgi(self) -> Callable[..., Any]:
         """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
-        self._check_tokens()
+        self._warn()
 
         async def application(scope: Any, receive: Any, send: Any) -> None:
             await self._asgi(scope, receive, send)
@@ -1472,8 +1485,8 @@ class _Gateways(_Rulebook):
         fields += (('Content-Length', str(len(reply))),)
         raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
         await send({'type': 'http.response.start', 'status': status, 'headers': raw})
-        body = b'' if scope['method'] == 'HEAD' else reply
-        await send({'type': 'http.response.body', 'body': body})
+        reply = b'' if scope['method'] == 'HEAD' else reply
+        await send({'type': 'http.response.body', 'body': reply})
 
 
 class Microservice(_Gateways):
@@ -1568,9 +1581,7 @@ class Microservice(_Gateways):
             raise RuntimeError(f'{self.name} serves already, at {self.address}')
         self.debug = self.debug if debug is None else debug
         where = (self.host if host is None else host, self.port if port is None else port)
-        listener = _listen(self, where, _checked_context(ssl_context), reuse_port)
-        self._check_tokens()
-        self._warn(listener.server_name)
+        _listen(self, where, _checked_context(ssl_context), reuse_port)
         return self
 
     def stop(self, grace: float = 10) -> None:
@@ -1635,16 +1646,6 @@ class Microservice(_Gateways):
 
     def __exit__(self, *_: Any) -> None:
         self.stop()
-
-    def _warn(self, host: str) -> None:
-        """Say which rules the network can call without a token."""
-        is_open = [path for path in self._rules if self.token.of(path) is None]
-        if is_open and not _is_loopback(host):
-            _logger().warning(
-                'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1',
-                host,
-                ', '.join(is_open),
-            )
 
 
 def _loopback(host: str) -> str:
@@ -1869,7 +1870,8 @@ class _Place:
             why = 'no answer in time' if isinstance(error, _TIMEOUTS) else why
             is_tls = getattr(error, 'library', None) == 'SSL'
             ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
-            raise Unreachable(f'cannot connect to {self.netloc}: {why}; {ask}?') from None
+            where = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else self.netloc
+            raise Unreachable(f'cannot connect to {where}: {why}; {ask}?') from None
 
     def _dial(self, deadline: float) -> socket.socket:
         host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
@@ -1928,7 +1930,7 @@ class _InProcess:
     """A service in this process as a place to call: encoded, checked and decoded as ever."""
 
     def __init__(self, micro: Microservice) -> None:
-        micro._check_tokens()
+        micro._warn()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
         self.rests_until = self.pause = 0.0

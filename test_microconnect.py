@@ -1347,9 +1347,8 @@ class TestRules:
         service = Microservice('app1')
 
         def define(value):
-            @service.typing('/f')
-            def function():
-                return value
+            cell = f"@service.typing('/f')\ndef function():\n    return {value}"
+            exec(cell, {'service': service, '__name__': '__main__'})
 
         define(1)
         with pytest.raises(ValueError, match='taken already'):
@@ -1357,8 +1356,12 @@ class TestRules:
         monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
         define(3)
         assert Friend('app1', service).send('/f') == 3
+        for other in (make, lambda: 4):
+            with pytest.raises(ValueError, match='taken already'):
+                service.typing('/f')(other)
+        service.typing('/g')(lambda: 5)
         with pytest.raises(ValueError, match='taken already'):
-            service.typing('/f')(make)
+            service.typing('/g')(lambda: 6)
 
     @pytest.mark.parametrize('rules', [PATHS[:7], PATHS[7:]], ids=['words', 'signs'])
     def test_any_rule(self, rules):
@@ -2041,6 +2044,10 @@ class TestAnswer:
             assert statuses(got) == [200]
             assert b'\r\nContent-Length: 8\r\n' in got
             assert got.endswith(b'\r\n\r\n')
+            for refused_head in (b'HEAD / HTTP/1.1\r\n\r\n', b'HEAD / HTTP/1.1\r\nHost: @\r\n\r\n'):
+                got = raw(service, refused_head)
+                assert statuses(got) == [400]
+                assert got.endswith(b'\r\n\r\n')
             assert raw(service, request(b'', '/', 'GET')).endswith(b'\r\n\r\n["app1"]')
         assert ask(service, path='/')[0] == 404
         taken = Microservice('app1')
@@ -2921,8 +2928,33 @@ class TestStopping:
         """A token for a rule that is not there, which guards nothing, is warned of at the start."""
         with serving(make(token={'/ecko': 'secret', '/fail': 'secret'})):
             pass
-        told = "a token is set for no rule '/ecko' here: did you mean '/echo'?"
+        told = "a token is set, and there is no rule '/ecko': did you mean '/echo'?"
         assert [line.getMessage() for line in caplog.records] == [told]
+
+    def test_misplaced_token_is_not_shown(self, caplog):
+        """Where a token stands in the place of the rule, the warning does not show it."""
+        with serving(make(token={'s3cret-token': '/echo'})):
+            pass
+        told = ['a token is set, and there is no rule for it']
+        assert [line.getMessage() for line in caplog.records] == told
+
+    def test_interrupted_warning(self, caplog):
+        """A signal that comes while start warns leaves nothing that listens."""
+
+        def interrupt(record):
+            raise KeyboardInterrupt
+
+        service = make(token={'/ecko': 'secret'})
+        before = resources()
+        caplog.handler.addFilter(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                service.start(port=0, host='127.0.0.1')
+        finally:
+            caplog.handler.removeFilter(interrupt)
+        until_released(before)
+        with serving(service):
+            assert statuses(raw(service, request(b'', '/', 'GET'))) == [200]
 
     @pytest.mark.parametrize('host', ['wsgi', 'asgi', 'friend'])
     def test_token_of_no_rule_elsewhere(self, host, caplog):
@@ -3708,6 +3740,18 @@ class TestProxies:
         assert caught.value.sent is False
         del caught
         assert complaints() == []
+
+    def test_dead_proxy(self, proxies):
+        """Where the proxy is not there the error names it, without its password."""
+        with serving() as service:
+            dead = f'127.0.0.1:{port_of(service)}'
+        proxies(f'http://me:secret@{dead}')
+        for address in ('http://service.invalid:5000', 'https://service.invalid:5000'):
+            with Friend('app1', address) as friend:
+                told = f'cannot connect to the proxy {dead}: '
+                with pytest.raises(microconnect.Unreachable, match=told) as caught:
+                    friend.send('/echo')
+            assert 'secret' not in str(caught.value)
 
     def test_unknown_kind(self, proxies):
         """A proxy of another kind is refused, without showing its URL: it may hold a password."""
