@@ -458,21 +458,22 @@ _TO_THE_END = -2  # a length: the body ends with the connection
 _BLOCK = 1 << 18  # bytes of a body moved at a time; also what has to move within read_timeout
 _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
 
+# Not compiled: importing is to be quick, and re keeps what it has compiled.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELDS = rb'((?:' + _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n'
-_REQUEST_LINE = re.compile(rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n')
-_REQUEST = re.compile(_REQUEST_LINE.pattern + _FIELDS)
-_STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n')
-_REPLY = re.compile(_STATUS_LINE.pattern + _FIELDS)
-_EMPTY_LINES = re.compile(rb'\A(?:\r\n)+')
-_BAD_BYTES = re.compile(rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]')
+_REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n'
+_REQUEST = _REQUEST_LINE + _FIELDS
+_STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n'
+_REPLY = _STATUS_LINE + _FIELDS
+_EMPTY_LINES = rb'\A(?:\r\n)+'
+_BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#@:][^/?#@]*))?'
-_TARGET = re.compile(_AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?')
+_TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?'
 _NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
-_HOST = re.compile(r'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + r')(?::[0-9]*)?')
-_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?')
-_TRAILER = re.compile(_TOKEN + rb':[\t\x20-\x7e\x80-\xff]*')
+_HOST = r'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + r')(?::[0-9]*)?'
+_CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
+_TRAILER = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
 
 _Request = collections.namedtuple('_Request', 'method path headers count length keep_alive expects')
 _Reply = collections.namedtuple('_Reply', 'status headers length keep_alive')
@@ -482,21 +483,21 @@ _Reply = collections.namedtuple('_Reply', 'status headers length keep_alive')
 @functools.lru_cache(maxsize=256)
 def _parse_request(head: bytes) -> _Request:
     """Parse a request's head, from its first line to the empty one."""
-    found = _REQUEST.fullmatch(head)
+    found = re.fullmatch(_REQUEST, head)
     if not found:
         raise _malformed(head)
     method, target, minor, lines = found.groups()
     headers, count = _parse_fields(lines)
     host = headers.get('host', '' if minor == b'0' else None)
-    if host is None or not _HOST.fullmatch(host):
+    if host is None or not re.fullmatch(_HOST, host):
         raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
-    place = _TARGET.fullmatch(target)
+    place = re.fullmatch(_TARGET, target)
     if not place and (method, target) != (b'OPTIONS', b'*'):
         raise _BadMessage('the request target is not a path (RFC 9112, 3.2)')
     authority, path, query = place.groups() if place else (None, target, None)
     if authority:
         headers['host'] = authority.decode()  # RFC 9112, 3.2.2: in place of what was sent
-        if not _HOST.fullmatch(headers['host']):
+        if not re.fullmatch(_HOST, headers['host']):
             raise _BadMessage('the host of the request target is malformed (RFC 9112, 3.2)')
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
@@ -516,7 +517,7 @@ def _parse_request(head: bytes) -> _Request:
 @functools.lru_cache(maxsize=256)
 def _parse_reply(head: bytes) -> _Reply:
     """Parse a reply's head; `keep_alive` is for how many seconds, 0 where the peer closes."""
-    found = _REPLY.fullmatch(head)
+    found = re.fullmatch(_REPLY, head)
     if not found:
         raise _malformed(head)
     minor, status, lines = found.groups()
@@ -584,7 +585,7 @@ def _unquote(path: bytes) -> str:
 class _Stream:
     """Messages out of a stream of bytes; who knows where they come from gives `receive`."""
 
-    first_line: re.Pattern[bytes]  # what a head begins with: what never will be one is refused
+    first_line: bytes  # a pattern of what a head begins with: what never will be one is refused
     parse: Any  # what makes a record of a head
     max_head: int  # bytes
     buffer = b''  # what has come and is not read yet
@@ -623,7 +624,7 @@ class _Stream:
         while True:
             if self.buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
                 length = len(self.buffer)
-                self.buffer = _EMPTY_LINES.sub(b'', self.buffer, 1)
+                self.buffer = re.sub(_EMPTY_LINES, b'', self.buffer, count=1)
                 most -= length - len(self.buffer)  # but not for ever
             end = self.buffer.find(b'\r\n\r\n', seen)
             if end >= 0 or len(self.buffer) > most + 3:
@@ -640,8 +641,8 @@ class _Stream:
 
     def _check_beginning(self, seen: int) -> None:
         """Refuse what never will be a head, without waiting for its end."""
-        is_bad = _BAD_BYTES.search(self.buffer, seen)
-        if is_bad or (b'\r\n' in self.buffer and not self.first_line.match(self.buffer)):
+        is_bad = re.compile(_BAD_BYTES).search(self.buffer, seen)
+        if is_bad or (b'\r\n' in self.buffer and not re.match(self.first_line, self.buffer)):
             raise _malformed(self.buffer)
 
     def body(self, length: int, limit: int) -> Bytes:
@@ -663,7 +664,7 @@ class _Stream:
         spare = self.max_head  # what extensions and trailers may use up
         while True:
             line = self._line(spare)
-            found = _CHUNK_LINE.fullmatch(line)
+            found = re.fullmatch(_CHUNK_LINE, line)
             if not found:
                 raise _BadMessage('a chunk size is malformed (RFC 9112, 7.1)')
             spare -= len(line) - len(found.group(1))
@@ -678,7 +679,7 @@ class _Stream:
         while line:
             line = self._line(spare)
             spare -= len(line)
-            if line and not _TRAILER.fullmatch(line):
+            if line and not re.fullmatch(_TRAILER, line):
                 raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
         return body
 
