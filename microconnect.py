@@ -629,7 +629,9 @@ class _Stream:
             end = self.buffer.find(b'\r\n\r\n', seen)
             if end >= 0 or len(self.buffer) > most + 3:
                 break
-            self._check_beginning(seen)
+            is_bad = re.compile(_BAD_BYTES).search(self.buffer, seen)
+            if is_bad or (b'\r\n' in self.buffer and not re.match(self.first_line, self.buffer)):
+                raise _malformed(self.buffer)  # and not waited for
             seen = max(len(self.buffer) - 3, 0)
             self._more()
         if not 0 <= end <= most:
@@ -638,12 +640,6 @@ class _Stream:
         self.is_head_only = head[:5] == b'HEAD '
         # Only small ones are remembered, so that they stay few bytes.
         return self.parse(head) if end < 1024 else self.parse.__wrapped__(head)
-
-    def _check_beginning(self, seen: int) -> None:
-        """Refuse what never will be a head, without waiting for its end."""
-        is_bad = re.compile(_BAD_BYTES).search(self.buffer, seen)
-        if is_bad or (b'\r\n' in self.buffer and not re.match(self.first_line, self.buffer)):
-            raise _malformed(self.buffer)
 
     def body(self, length: int, limit: int) -> Bytes:
         """Give the body that follows a head which told *length*."""
