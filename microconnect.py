@@ -1770,7 +1770,6 @@ class _Link(_Stream):
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
             self.deadline = min(deadline, time.monotonic() + 1)
-            self.limit_holds_until = 0.0
         try:
             reply = self.head()
             while reply.status < 200:  # interim: the final one follows, or the deadline comes

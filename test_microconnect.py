@@ -1184,6 +1184,7 @@ class TestParsing:
             (b'PRI * HTTP/2.0\r\n', 505, NO_VERSION),
             (b'GET /%b HTTP/1.1\r\n' % (b'x' * 200), 431, 'the head is over 200 bytes'),
             (b'GET / HTTP/1.1\r\n' + b'X: 1\r\n' * 40, 431, 'the head is over 200 bytes'),
+            (b'\r\n' * 110, 431, 'the head is over 200 bytes'),
             (
                 b'GET / HTTP/1.1\r\n' + b'X: 1\r\n' * 40 + b'\r\n',
                 431,
@@ -3329,6 +3330,16 @@ class TestDeadline:
             with peer(drip(b'', b'')) as address:
                 signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
                 assert type(self.timed(address)) is microconnect.CallTimeout
+            # Nor on a connection that another thread has used before.
+            with serving(holding(make())) as service:
+                with Friend('app1', service.address, timeout=0.3) as friend:
+                    with background(friend.send, '/echo', 1) as call:
+                        assert call.result(TIMEOUT) == 1
+                    start = time.monotonic()
+                    with pytest.raises(microconnect.CallTimeout):
+                        friend.send('/hold')
+                    assert time.monotonic() - start < 1
+                service.release.set()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
@@ -3346,6 +3357,27 @@ class TestDeadline:
                     assert service.held.acquire(timeout=TIMEOUT)
                     service.release.set()
                     assert call.result(TIMEOUT) == 'held'
+
+    @pytest.mark.parametrize('first', ['main', 'other'])
+    @pytest.mark.parametrize('second', ['main', 'other'])
+    def test_on_a_kept_connection(self, first, second):
+        """On a kept connection each call has its own timeout, whichever threads make them."""
+
+        def send(thread, *args):
+            if thread == 'main':
+                return friend.send(*args)
+            with background(friend.send, *args) as call:
+                return call.result(TIMEOUT)
+
+        with serving(holding(make())) as service:
+            with Friend('app1', service.address, timeout=TIMEOUT) as friend:
+                friend.setRule('/hold', timeout=0.1)
+                assert send(first, '/echo', 1) == 1
+                start = time.monotonic()
+                with pytest.raises(microconnect.CallTimeout):
+                    send(second, '/hold')
+                assert time.monotonic() - start < 1
+            service.release.set()
 
     @pytest.mark.parametrize('timeout', [0, -1, float('nan'), float('inf'), '1', None])
     def test_no_timeout(self, timeout):
@@ -4964,10 +4996,13 @@ class TestEdges:
         """Connections of a burst that are not needed any more are closed in the course of calls."""
         with serving() as service, Friend('app1', service.address, timeout=TIMEOUT) as friend:
             links = [friend._places[0]._connect(time.monotonic() + TIMEOUT) for _ in range(5)]
-            friend._places[0].links.extend(links)  # with a time to retire at that is past
-            for _ in range(6):
-                friend.send('/echo', 1)
-            assert len(friend._places[0].links) == 1
+            assert friend.send('/echo', 1) == 1
+            kept = friend._places[0].links
+            kept.extendleft(links)  # with a time to retire at that is past
+            for left in range(5, 0, -1):
+                assert friend.send('/echo', 1) == 1
+                assert len(kept) == left
+            assert [link.sock.fileno() for link in links] == [-1] * 5
 
     def test_default_timeout(self, monkeypatch):
         """A service waits as its own limits say, whatever the application's default timeout is."""
