@@ -2026,7 +2026,7 @@ class Friend(_Guarded):
         self.name = name
         self.token = token
         self.timeout = _checked_number('timeout', timeout)
-        self.max_body = max_body
+        self.max_body = _checked_number('max_body', max_body)
         several = address if isinstance(address, (list, tuple)) else (address,)
         self._places: list[Any] = [
             _InProcess(place)

@@ -3384,6 +3384,8 @@ class TestDeadline:
         """What is no number of seconds is refused where it is given."""
         with pytest.raises(ValueError, match='timeout is a number above 0'):
             Friend('app1', 'http://127.0.0.1:9', timeout=timeout)
+        with pytest.raises(ValueError, match='max_body is a number above 0'):
+            Friend('app1', 'http://127.0.0.1:9', max_body=timeout)
         with Friend('app1', 'http://127.0.0.1:9') as friend:
             with pytest.raises(ValueError, match='timeout is a number above 0'):
                 friend.wait(timeout)
