@@ -589,7 +589,7 @@ class _Stream:
     parse: Any  # what makes a record of a head
     max_head: int  # bytes
     buffer = b''  # what has come and is not read yet
-    is_head_only = False  # whether the message is a HEAD request, whose reply has no body
+    last_head = b''
 
     def receive(self, size: int) -> bytes:
         """Give up to *size* next bytes; b'' at the end."""
@@ -604,7 +604,7 @@ class _Stream:
     def _take(self, size: int, or_less: bool = False) -> Bytes:
         """Give the next *size* bytes, or what there is till the end."""
         start, self.buffer = self.buffer[:size], self.buffer[size:]
-        if len(start) == size:  # as most messages come
+        if len(start) == size:
             return start
         data = bytearray(start)
         while len(data) < size:
@@ -618,6 +618,17 @@ class _Stream:
 
     def head(self) -> Any:
         """Give the next head, parsed."""
+        end = self.buffer.find(b'\r\n\r\n')
+        if end <= 0 or self.buffer[0] == 13:  # most heads have come whole
+            end = self._await_head()
+        if end > self.max_head:
+            raise self._too_long()
+        self.last_head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
+        # Only small ones are remembered, so that they stay few bytes.
+        return (self.parse if end < 1024 else self.parse.__wrapped__)(self.last_head)
+
+    def _await_head(self) -> int:
+        """Give where the head ends, once it has come."""
         seen, most = 0, self.max_head
         if not self.buffer:
             self._more()
@@ -635,24 +646,27 @@ class _Stream:
             seen = max(len(self.buffer) - 3, 0)
             self._more()
         if not 0 <= end <= most:
-            raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
-        head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
-        self.is_head_only = head[:5] == b'HEAD '
-        # Only small ones are remembered, so that they stay few bytes.
-        return self.parse(head) if end < 1024 else self.parse.__wrapped__(head)
+            raise self._too_long()
+        return end
+
+    def _too_long(self) -> _BadMessage:
+        return _BadMessage(f'the head is over {self.max_head} bytes', 431)
 
     def body(self, length: int, limit: int) -> Bytes:
         """Give the body that follows a head which told *length*."""
+        if length == len(self.buffer) <= limit:  # as most messages come
+            body, self.buffer = self.buffer, b''
+            return body
         if length == _CHUNKED:
             return self._chunks(limit)
         if length > limit:
             raise _BadMessage(f'the body of {length} bytes is over the limit of {limit}', 413)
         if length >= 0:
             return self._take(length)
-        body = self._take(limit + 1, or_less=True)
-        if len(body) > limit:
+        rest = self._take(limit + 1, or_less=True)
+        if len(rest) > limit:
             raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
-        return body
+        return rest
 
     def _chunks(self, limit: int) -> bytearray:
         """Give a chunked body (RFC 9112, 7.1); extensions and trailers are read and left."""
@@ -783,6 +797,7 @@ def _checked_token(rule: str, token: Any) -> Any:
     raise TypeError(f'the token of {rule} has to be a non-empty string')
 
 
+@functools.lru_cache(maxsize=256)
 def _path_of(rule: Any) -> str:
     if not isinstance(rule, str) or not rule:
         raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
@@ -1217,8 +1232,12 @@ class _Connection(_Stream):
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
         alive = max(1, int(self.micro.idle_timeout)) if keep else 0
         prefix = _reply_prefix(status, headers, alive, int(time.time()))
-        message = b'%b%d\r\n\r\n%b' % (prefix, len(body), b'' if self.is_head_only else body)
-        self.is_head_only = False
+        message = b'%b%d\r\n\r\n%b' % (
+            prefix,
+            len(body),
+            b'' if self.last_head[:5] == b'HEAD ' else body,
+        )
+        self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
         rest: Any = message if len(message) <= _BLOCK else memoryview(message)
         while rest:
             self.deadline = time.monotonic() + self.micro.read_timeout
@@ -1719,17 +1738,19 @@ class _Link(_Stream):
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)
 
-    def _set_timeout(self) -> None:
-        """Give the socket what is left; setting it is a system call, so only where it differs."""
+    def _check_time(self) -> None:
+        """Let the socket wait for what is left; to tell it is a system call, so only if need be."""
         now = time.monotonic()
         left = self.deadline - now
+        thread = threading.get_ident()
+        if thread != self.thread or not left <= self.limit <= left + 0.05:
+            self.thread = thread
+            self._set_timeout(left)
+        self.limit_holds_until = now + 0.05
+
+    def _set_timeout(self, left: float) -> None:
         if left <= 0:
             raise socket.timeout('timed out')
-        self.limit_holds_until = now + 0.05
-        thread = threading.get_ident()
-        if thread == self.thread and left <= self.limit <= left + 0.05:
-            return
-        self.thread = thread
         # A signal starts the kernel's time anew, so not in the thread that gets the signals.
         in_kernel = self.is_plain and not _in_main_thread()
         self.limit = limit = left + 0.01  # calls differ a little in what is left when they ask
@@ -1741,19 +1762,10 @@ class _Link(_Stream):
 
     def receive(self, size: int) -> bytes:
         if time.monotonic() > self.limit_holds_until:
-            self._set_timeout()
+            self._check_time()
         data = self.sock.recv(size)
         self.received += len(data)
         return data
-
-    def send(self, message: bytes, deadline: float) -> None:
-        """Send *message*; until *deadline* there is time for it and for what is received next."""
-        self.deadline = deadline
-        self._set_timeout()
-        sent = self.sock.send(message)
-        while sent < len(message):
-            self._set_timeout()
-            sent += self.sock.send(memoryview(message)[sent:])
 
     def exchange(self, message: bytes, deadline: float, max_body: int) -> tuple[_Reply, Bytes]:
         """Send a request and give its reply.
@@ -1762,15 +1774,21 @@ class _Link(_Stream):
             _NotSent: the request did not leave whole, so that nobody can have run it.
             OSError, _BadMessage: afterwards.
         """
+        self.deadline = deadline
         self.received_before = self.received
         failure: OSError | None = None
         try:
-            self.send(message, deadline)
+            self._check_time()
+            sent = self.sock.send(message)
+            while sent < len(message):
+                self._check_time()
+                sent += self.sock.send(memoryview(message)[sent:])
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
             self.deadline = min(deadline, time.monotonic() + 1)
         try:
+            self.buffer = self.receive(_FIRST_READ)
             reply = self.head()
             while reply.status < 200:  # interim: the final one follows, or the deadline comes
                 reply = self.head()
@@ -1813,10 +1831,13 @@ class _Place:
         prefix = _request_prefix(method, self.base, rule, self.netloc, self.extra)
         message = b'%b%d\r\n\r\n%b' % (prefix, len(body), body)
         while True:
-            link = self._idle_link()
-            is_fresh = link is None
-            if link is None:
-                link = self._connect(connect_by)
+            try:
+                link, is_fresh = self.links.pop(), False
+            except IndexError:
+                link, is_fresh = self._connect(connect_by), True
+            if not (is_fresh or link.is_usable()):
+                link.sock.close()
+                continue
             try:
                 reply, data = link.exchange(message, deadline, self.max_body)
             except BaseException as error:
@@ -1841,16 +1862,6 @@ class _Place:
                 self.links.popleft().sock.close()
         except IndexError:
             pass  # another thread took it meanwhile
-
-    def _idle_link(self) -> _Link | None:
-        while True:
-            try:
-                link = self.links.pop()
-            except IndexError:
-                return None
-            if link.is_usable():
-                return link
-            link.sock.close()
 
     def _connect(self, deadline: float) -> _Link:
         try:
@@ -1890,7 +1901,8 @@ class _Place:
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         fields = (('Host', self.netloc),) + proxy.headers
         lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
-        link.send(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode(), deadline)
+        link.deadline = deadline
+        link.sock.sendall(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
         status = link.head().status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
