@@ -453,6 +453,7 @@ class _Ended(_BadMessage):
         super().__init__('the connection ended in the middle of a message')
 
 
+_SERVER = 'microconnect'  # how a service names itself, which tells a friend how it closes
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
 _BLOCK = 1 << 18  # bytes of a body moved at a time; also what has to move within read_timeout
@@ -622,13 +623,13 @@ class _Stream:
         if end <= 0 or self.buffer[0] == 13:  # most heads have come whole
             end = self._await_head()
         if end > self.max_head:
-            raise self._too_long()
+            raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
         self.last_head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
         # Only small ones are remembered, so that they stay few bytes.
         return (self.parse if end < 1024 else self.parse.__wrapped__)(self.last_head)
 
     def _await_head(self) -> int:
-        """Give where the head ends, once it has come."""
+        """Give where the head ends, once it has come; beyond what it may where it does not."""
         seen, most = 0, self.max_head
         if not self.buffer:
             self._more()
@@ -645,12 +646,7 @@ class _Stream:
                 raise _malformed(self.buffer)  # and not waited for
             seen = max(len(self.buffer) - 3, 0)
             self._more()
-        if not 0 <= end <= most:
-            raise self._too_long()
-        return end
-
-    def _too_long(self) -> _BadMessage:
-        return _BadMessage(f'the head is over {self.max_head} bytes', 431)
+        return end if 0 <= end <= most else self.max_head + 1
 
     def body(self, length: int, limit: int) -> Bytes:
         """Give the body that follows a head which told *length*."""
@@ -708,7 +704,7 @@ def _reply_prefix(status: int, headers: Headers, alive: int, second: int) -> byt
     """A reply's head up to the length; *alive* 0 closes the connection."""
     import email.utils  # http.server has loaded it
 
-    lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}']
+    lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}', f'Server: {_SERVER}']
     lines.append(f'Date: {email.utils.formatdate(second, usegmt=True)}')
     lines.extend(f'{name}: {value}' for name, value in headers)
     lines.append(f'Keep-Alive: timeout={alive}' if alive else 'Connection: close')
@@ -1697,8 +1693,8 @@ _NO_SETTING = _Setting('POST', None, None)
 
 # What a call needs of the system is one send and one recv.  Each further call that gives up the
 # GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
-# So where Linux can time a blocking socket itself, and tell without waiting what has come, it does.
-_HAS_TCP_INFO = sys.platform == 'linux' and struct.calcsize('l') == 8
+# So where Linux can time a blocking socket itself, it does.
+_HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
 _TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
 
 
@@ -1714,24 +1710,19 @@ class _Link(_Stream):
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
         self.owner = os.getpid()  # a child that inherits it over fork would get others' replies
         self.retire_at = 0.0
-        self.deadline = 0.0
+        self.is_kept_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.limit_holds_until = 0.0
         self.thread = 0  # the last that used it
-        self.received = 0  # bytes, ever
-        self.received_before = 0  # when the call began
-        self.is_plain = _HAS_TCP_INFO and type(sock) is socket.socket
+        self.is_plain = _HAS_KERNEL_TIME and type(sock) is socket.socket
 
     def is_usable(self) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
-        if self.owner != os.getpid() or time.monotonic() > self.retire_at or self.buffer:
+        now = time.monotonic()
+        if self.owner != os.getpid() or now > self.retire_at or self.buffer:
             return False
-        if self.is_plain:
-            # struct tcp_info: tcpi_state, 1 is ESTABLISHED; tcpi_bytes_received, FIN included.
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
-            received = int.from_bytes(info[128:], sys.byteorder)
-            if received:  # before Linux 4.1 it is not told
-                return info[0] == 1 and received == self.received
+        if now < self.is_kept_until:
+            return True
         if not hasattr(select, 'poll'):  # Windows
             return not select.select([self.sock], (), (), 0)[0]
         poll = select.poll()  # select.select fails on descriptors over 1,023
@@ -1742,15 +1733,12 @@ class _Link(_Stream):
         """Let the socket wait for what is left; to tell it is a system call, so only if need be."""
         now = time.monotonic()
         left = self.deadline - now
-        thread = threading.get_ident()
-        if thread != self.thread or not left <= self.limit <= left + 0.05:
-            self.thread = thread
-            self._set_timeout(left)
         self.limit_holds_until = now + 0.05
-
-    def _set_timeout(self, left: float) -> None:
+        if threading.get_ident() == self.thread and left <= self.limit <= left + 0.05:
+            return
         if left <= 0:
             raise socket.timeout('timed out')
+        self.thread = threading.get_ident()
         # A signal starts the kernel's time anew, so not in the thread that gets the signals.
         in_kernel = self.is_plain and not _in_main_thread()
         self.limit = limit = left + 0.01  # calls differ a little in what is left when they ask
@@ -1763,9 +1751,7 @@ class _Link(_Stream):
     def receive(self, size: int) -> bytes:
         if time.monotonic() > self.limit_holds_until:
             self._check_time()
-        data = self.sock.recv(size)
-        self.received += len(data)
-        return data
+        return self.sock.recv(size)
 
     def exchange(self, message: bytes, deadline: float, max_body: int) -> tuple[_Reply, Bytes]:
         """Send a request and give its reply.
@@ -1775,7 +1761,6 @@ class _Link(_Stream):
             OSError, _BadMessage: afterwards.
         """
         self.deadline = deadline
-        self.received_before = self.received
         failure: OSError | None = None
         try:
             self._check_time()
@@ -1789,13 +1774,20 @@ class _Link(_Stream):
             self.deadline = min(deadline, time.monotonic() + 1)
         try:
             self.buffer = self.receive(_FIRST_READ)
+            if not self.buffer:
+                raise OSError('the connection ended before a reply')
             reply = self.head()
             while reply.status < 200:  # interim: the final one follows, or the deadline comes
                 reply = self.head()
             body = self.body(reply.length, max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
-        self.retire_at = time.monotonic() + reply.keep_alive if reply.keep_alive else 0.0
+        now = time.monotonic()
+        self.retire_at = now + reply.keep_alive if reply.keep_alive else 0.0
+        # Such a service says 408 before it closes, which is no reply to the next call.  So a link
+        # in steady use is not asked each time; one that has idled is, for a service may crash.
+        is_ours = self.is_plain and reply.headers.get('server') == _SERVER
+        self.is_kept_until = now + 0.001 if is_ours else 0.0
         return reply, body
 
 
@@ -1844,7 +1836,7 @@ class _Place:
                 link.sock.close()
                 if isinstance(error, _NotSent) and not is_fresh:
                     continue  # it was closed while idle
-                raise _failure(error, link) from None
+                raise _failure(error) from None
             if link.retire_at:
                 self.links.append(link)
                 if len(self.links) > 1:
@@ -1917,13 +1909,11 @@ class _Place:
             self.links.pop().sock.close()
 
 
-def _failure(error: BaseException, link: _Link) -> BaseException:
+def _failure(error: BaseException) -> BaseException:
     """What a call ended by, as the caller learns it."""
     if isinstance(error, _NotSent):
         lost = CallTimeout if isinstance(error.__cause__, _TIMEOUTS) else ConnectionLost
         return lost(f'the call could not be sent: {error.__cause__}', sent=False)
-    if isinstance(error, _Ended) and link.received == link.received_before:
-        return ConnectionLost('the connection ended before a reply; the call may have run')
     if isinstance(error, _BadMessage):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
