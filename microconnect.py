@@ -77,6 +77,7 @@ import http
 import http.server
 import itertools
 import json
+import math
 import os
 import re
 import select
@@ -262,7 +263,7 @@ _PROBLEM = (('Content-Type', 'application/problem+json'),)
 def _problem(status: int, detail: str, **members: Any) -> bytes:
     """RFC 9457 problem details."""
     title = http.HTTPStatus(status).phrase
-    return _encode(dict(title=title, status=status, detail=detail, **members))
+    return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
 
 
 def _error_from_reply(status: int, body: Bytes) -> MicroconnectError:
@@ -391,20 +392,18 @@ _iterencode: Any = (
 )
 
 
-def _encode(value: Any, part: str = '') -> bytes:
-    """Encode *value*; *part* is what an error calls it, where its keys do not name its parts.
+def _encode(value: Any, part: str) -> bytes:
+    """Encode *value*, which an error calls *part*.
 
     Raises TypeError or ValueError that names the path of what has no faithful form.
     """
     try:
         return ''.join(_iterencode(value, 0)).encode()
     except Exception as error:
-        parts = [(part, value)] if part else value.items()
-        found = (_locate(item, name) for name, item in parts)
         try:
-            detail = next(filter(None, found), '') or f'{part}: {error}'
+            detail = _locate(value, part) or f'{part}: {error}'
         except RecursionError:
-            detail = f'{part or "args"}: nested too deeply'
+            detail = f'{part}: nested too deeply'
         raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from None
 
 
@@ -461,10 +460,10 @@ _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds n
 
 # Not compiled: importing is to be quick, and re keeps what it has compiled.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_FIELDS = rb'((?:' + _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n'
-_REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n'
+_FIELDS = rb'((?:\r\n' + _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*)*)'
+_REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])'
 _REQUEST = _REQUEST_LINE + _FIELDS
-_STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n'
+_STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?'
 _REPLY = _STATUS_LINE + _FIELDS
 _EMPTY_LINES = rb'\A(?:\r\n)+'
 _BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
@@ -483,7 +482,7 @@ _Reply = collections.namedtuple('_Reply', 'status headers length keep_alive')
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
 @functools.lru_cache(maxsize=256)
 def _parse_request(head: bytes) -> _Request:
-    """Parse a request's head, from its first line to the empty one."""
+    """Parse a request's head, without the empty line that ends it."""
     found = re.fullmatch(_REQUEST, head)
     if not found:
         raise _malformed(head)
@@ -544,7 +543,7 @@ def _malformed(head: Bytes) -> _BadMessage:
 def _parse_fields(lines: bytes) -> tuple[dict[str, str], int]:
     """Parse header lines that match _FIELDS; those of one name are joined (RFC 9110, 5.3)."""
     headers: dict[str, str] = {}
-    fields = lines.decode('latin-1').split('\r\n')[:-1]
+    fields = lines.decode('latin-1').split('\r\n')[1:]
     for field in fields:
         name, _, value = field.partition(':')
         name, value = name.lower(), value.strip(' \t')
@@ -619,18 +618,20 @@ class _Stream:
 
     def head(self) -> Any:
         """Give the next head, parsed."""
-        end = self.buffer.find(b'\r\n\r\n')
-        if end <= 0 or self.buffer[0] == 13:  # most heads have come whole
-            end = self._await_head()
-        if end > self.max_head:
+        most = self.max_head
+        head, blank, rest = self.buffer.partition(b'\r\n\r\n')
+        if not blank or self.buffer[0] == 13:  # most heads have come whole
+            most = self._await_head(most)
+            head, blank, rest = self.buffer.partition(b'\r\n\r\n')
+        if not blank or len(head) > most:
             raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
-        self.last_head, self.buffer = self.buffer[: end + 4], self.buffer[end + 4 :]
+        self.last_head, self.buffer = head, rest
         # Only small ones are remembered, so that they stay few bytes.
-        return (self.parse if end < 1024 else self.parse.__wrapped__)(self.last_head)
+        return (self.parse if len(head) < 1024 else self.parse.__wrapped__)(head)
 
-    def _await_head(self) -> int:
-        """Give where the head ends, once it has come; beyond what it may where it does not."""
-        seen, most = 0, self.max_head
+    def _await_head(self, most: int) -> int:
+        """Wait until the head has come, or more than it may be; give what is left of *most*."""
+        seen = 0
         if not self.buffer:
             self._more()
         while True:
@@ -642,11 +643,12 @@ class _Stream:
             if end >= 0 or len(self.buffer) > most + 3:
                 break
             is_bad = re.compile(_BAD_BYTES).search(self.buffer, seen)
-            if is_bad or (b'\r\n' in self.buffer and not re.match(self.first_line, self.buffer)):
+            is_line = b'\r\n' not in self.buffer or re.match(self.first_line + b'\r\n', self.buffer)
+            if is_bad or not is_line:
                 raise _malformed(self.buffer)  # and not waited for
             seen = max(len(self.buffer) - 3, 0)
             self._more()
-        return end if 0 <= end <= most else self.max_head + 1
+        return most
 
     def body(self, length: int, limit: int) -> Bytes:
         """Give the body that follows a head which told *length*."""
@@ -700,14 +702,15 @@ class _Stream:
 
 
 @functools.lru_cache(maxsize=64)
-def _reply_prefix(status: int, headers: Headers, alive: int, second: int) -> bytes:
-    """A reply's head up to the length; *alive* 0 closes the connection."""
+def _reply_prefix(status: int, headers: Headers, alive: float, second: int) -> bytes:
+    """A reply's head up to the length; with *alive* 0 seconds the connection is closed."""
     import email.utils  # http.server has loaded it
 
     lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}', f'Server: {_SERVER}']
     lines.append(f'Date: {email.utils.formatdate(second, usegmt=True)}')
     lines.extend(f'{name}: {value}' for name, value in headers)
-    lines.append(f'Keep-Alive: timeout={alive}' if alive else 'Connection: close')
+    kept = f'Keep-Alive: timeout={max(1, int(alive))}'
+    lines.append(kept if alive else 'Connection: close')
     return '\r\n'.join(lines + ['Content-Length: ']).encode('latin-1')
 
 
@@ -727,7 +730,7 @@ def _request_prefix(method: str, base: str, rule: str, host: str, extra: Headers
 # ---------------------------------------------------------------------------------- Microservice
 
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
-_CALL_KEYS = {'args', 'kwargs', 'token'}
+_NO_CALL = 'the body has to be {"args": [...], "kwargs": {...}, "token": ...}'
 
 _Rule = collections.namedtuple('_Rule', 'path function methods token is_async')
 
@@ -840,18 +843,29 @@ def _check_browser(headers: Mapping[str, str]) -> None:
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
 
+def _encode_call(args: tuple[Any, ...], kwargs: dict[str, Any], token: str | None) -> bytes:
+    """Write the body of a request; most have no keywords and no token."""
+    return b'{"args":%b,"kwargs":%b,"token":%b}' % (
+        _encode(args, 'args'),
+        _encode(kwargs, 'kwargs') if kwargs else b'{}',
+        _encode(token, 'token') if token else b'null',
+    )
+
+
 def _parse_call(body: Bytes) -> tuple[list[Any], dict[str, Any], Any]:
     """Read args, kwargs and token from a request's body."""
     try:
         call = _decode(body) if body else {}
     except ValueError as error:
         raise BadCall(f'the body is not JSON: {error}') from None
-    if type(call) is not dict or not call.keys() <= _CALL_KEYS:
-        raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
-    args, kwargs = call.get('args', []), call.get('kwargs', {})
+    if type(call) is not dict:
+        raise BadCall(_NO_CALL)
+    args, kwargs, token = call.pop('args', []), call.pop('kwargs', {}), call.pop('token', None)
+    if call:  # there is more
+        raise BadCall(_NO_CALL)
     if type(args) is not list or type(kwargs) is not dict:
         raise BadCall('args has to be an array, and kwargs an object')
-    return args, kwargs, call.get('token')
+    return args, kwargs, token
 
 
 def _same_token(given: Any, wanted: str) -> bool:
@@ -1180,7 +1194,7 @@ class _Connection(_Stream):
             pass  # the peer is gone, or was too slow to take its reply
         finally:
             self.listener.idle.pop(self, None)
-            self.deadline = float('inf')
+            self.deadline = math.inf
             self.sock.close()
 
     def _await_request(self, waiting: float) -> bool:
@@ -1215,7 +1229,7 @@ class _Connection(_Stream):
         if request.expects and length <= micro.max_body and not self.buffer:
             self.sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
         body = self.body(length, micro.max_body) if length else b''
-        self.deadline = float('inf')
+        self.deadline = math.inf
         self.is_answering = True
         if self.listener.stop_by:
             raise _BadMessage('the service is stopping', 503)
@@ -1226,19 +1240,19 @@ class _Connection(_Stream):
         return keep
 
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
-        alive = max(1, int(self.micro.idle_timeout)) if keep else 0
-        prefix = _reply_prefix(status, headers, alive, int(time.time()))
-        message = b'%b%d\r\n\r\n%b' % (
-            prefix,
-            len(body),
-            b'' if self.last_head[:5] == b'HEAD ' else body,
-        )
+        prefix = _reply_prefix(status, headers, keep and self.micro.idle_timeout, int(time.time()))
+        shown = b'' if self.last_head[:5] == b'HEAD ' else body
         self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
-        rest: Any = message if len(message) <= _BLOCK else memoryview(message)
-        while rest:
-            self.deadline = time.monotonic() + self.micro.read_timeout
-            self.sock.sendall(rest[:_BLOCK])
+        rest: Any = b'%b%d\r\n\r\n%b' % (prefix, len(body), shown)
+        while len(rest) > _BLOCK:
+            rest = memoryview(rest)
+            self._push(rest[:_BLOCK])
             rest = rest[_BLOCK:]
+        self._push(rest)
+
+    def _push(self, data: Any) -> None:
+        self.deadline = time.monotonic() + self.micro.read_timeout
+        self.sock.sendall(data)
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
@@ -1609,7 +1623,7 @@ class Microservice(_Gateways):
         if listener is None or listener.is_over:
             self._close_loop()
             return
-        listener.stop_by = min(listener.stop_by or float('inf'), time.monotonic() + grace)
+        listener.stop_by = min(listener.stop_by or math.inf, time.monotonic() + grace)
         threads = [connection.thread for connection in list(listener.connections.values())]
         if threading.current_thread() in threads + [self._loop]:
             return
@@ -2085,7 +2099,7 @@ class Friend(_Guarded):
         setting = __self._settings.get(rule, _NO_SETTING)
         token = setting.token or __self._token.of(rule)
         try:
-            body = _encode({'args': args, 'kwargs': kwargs, 'token': token})
+            body = _encode_call(args, kwargs, token)
         except (TypeError, ValueError) as error:
             raise BadCall(str(error)).at(rule, __self._where) from None
         if len(body) > __self.max_body:

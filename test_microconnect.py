@@ -1117,7 +1117,7 @@ class TestParsing:
     def test_refused_requests(self, status, message, heads):
         """A head that RFC 9112 does not allow is refused, whole or byte by byte."""
         for head in heads:
-            told = refused(microconnect._parse_request, head + b'\r\n')
+            told = refused(microconnect._parse_request, head[:-2])
             assert told == (status, message), head
             for feed in (0, 1):
                 read = stream(head + b'\r\n', feed)
@@ -1126,7 +1126,7 @@ class TestParsing:
 
     def test_headers(self):
         """Names are lower case, values stripped, those of one name joined by a comma."""
-        head = b'GET / HTTP/1.1\r\nHost: a\r\nX-A:\t 1 \t\r\nx-a: \xe9\r\nx-b:\r\n\r\n'
+        head = b'GET / HTTP/1.1\r\nHost: a\r\nX-A:\t 1 \t\r\nx-a: \xe9\r\nx-b:'
         request = microconnect._parse_request(head)
         assert request.headers == {'host': 'a', 'x-a': '1, \xe9', 'x-b': ''}
         assert request.count == 4
@@ -1145,7 +1145,7 @@ class TestParsing:
     def test_refused_replies(self, status, message, heads):
         """A reply head that RFC 9112 does not allow is refused."""
         for head in heads:
-            told = refused(microconnect._parse_reply, head + b'\r\n')
+            told = refused(microconnect._parse_reply, head[:-2])
             assert told == (status, message), head
 
     def test_remembered_heads(self):
@@ -1162,10 +1162,10 @@ class TestParsing:
         """A stream gives message after message, and ignores empty lines before a head."""
         one, two = b'GET /a HTTP/1.1\r\nHost: a\r\n\r\n', b'POST / HTTP/1.1\r\nHost: a\r\n\r\n'
         read = stream(b'\r\n\r\n' + one + two + b'body\r\n' + one, feed)
-        assert read.head() == microconnect._parse_request(one)
-        assert read.head() == microconnect._parse_request(two)
+        assert read.head() == microconnect._parse_request(one[:-4])
+        assert read.head() == microconnect._parse_request(two[:-4])
         assert read.body(4, 10) == b'body'
-        assert read.head() == microconnect._parse_request(one)
+        assert read.head() == microconnect._parse_request(one[:-4])
         assert refused(read.head) == (400, CUT)
 
     @pytest.mark.parametrize(
@@ -1206,7 +1206,7 @@ class TestParsing:
                 told = refused(stream(data, feed).head)
                 assert told == (431, 'the head is over 200 bytes')
             else:
-                assert stream(data, feed).head() == microconnect._parse_request(data)
+                assert stream(data, feed).head() == microconnect._parse_request(data[:-4])
 
     @pytest.mark.parametrize('feed', [0, 1])
     def test_bodies(self, feed):

@@ -532,6 +532,8 @@ def many_threads(contender, port, seconds):
 
     def work(client):
         barrier.wait(START_SECONDS)
+        warm_up(client)  # all at once, so that a shared client has its connections too
+        barrier.wait(START_SECONDS)
         return repeat(client.hello, NAME, seconds)
 
     def work_alone(_):
