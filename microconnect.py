@@ -455,7 +455,8 @@ class _Ended(_BadMessage):
 _SERVER = 'microconnect'  # how a service names itself, which tells a friend how it closes
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
-_BLOCK = 1 << 18  # bytes of a body moved at a time; also what has to move within read_timeout
+_BLOCK = 1 << 18  # bytes of a body sent at a time; also what has to move within read_timeout
+_LARGE_READ = 1 << 19  # bytes of a body read at a time
 _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
 
 # Not compiled: importing is to be quick, and re keeps what it has compiled.
@@ -476,7 +477,7 @@ _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 _TRAILER = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
 
 _Request = collections.namedtuple('_Request', 'method path headers count length keep_alive expects')
-_Reply = collections.namedtuple('_Reply', 'status headers length keep_alive')
+_Reply = collections.namedtuple('_Reply', 'status length keep_alive is_ours fault')
 
 
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
@@ -516,7 +517,10 @@ def _parse_request(head: bytes) -> _Request:
 
 @functools.lru_cache(maxsize=256)
 def _parse_reply(head: bytes) -> _Reply:
-    """Parse a reply's head; `keep_alive` is for how many seconds, 0 where the peer closes."""
+    """Parse a reply's head.
+
+    `keep_alive` is in seconds, 0 where the peer closes; `fault`, why the body holds no values.
+    """
     found = re.fullmatch(_REPLY, head)
     if not found:
         raise _malformed(head)
@@ -530,7 +534,12 @@ def _parse_reply(head: bytes) -> _Reply:
         told = re.search(r'timeout=([0-9]{1,6})\b', headers.get('keep-alive', ''))
         # Where none is told: below the 5 s of Node and uvicorn, the shortest in wide use.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
-    return _Reply(int(status), headers, length, seconds)
+    fault, kind = '', headers.get('content-type', '')
+    if not _is_json(kind):
+        fault = f'the reply has Content-Type {kind[:99]!r}'
+    elif headers.get('content-encoding', 'identity') != 'identity':
+        fault = 'the reply is compressed, which was not asked for'
+    return _Reply(int(status), length, seconds, headers.get('server') == _SERVER, fault)
 
 
 def _malformed(head: Bytes) -> _BadMessage:
@@ -575,6 +584,11 @@ def _keeps_alive(headers: Mapping[str, str], minor: bytes) -> bool:
     return minor != b'0' and 'close' not in map(str.strip, options)
 
 
+@functools.lru_cache(maxsize=16)
+def _is_json(content_type: str) -> bool:
+    return content_type.partition(';')[0].strip().lower() == 'application/json'
+
+
 def _unquote(path: bytes) -> str:
     try:
         return urllib.parse.unquote(path.decode(), errors='strict')
@@ -585,15 +599,12 @@ def _unquote(path: bytes) -> str:
 class _Stream:
     """Messages out of a stream of bytes; who knows where they come from gives `receive`."""
 
+    receive: Callable[[int], bytes]  # up to so many next bytes; b'' at the end
     first_line: bytes  # a pattern of what a head begins with: what never will be one is refused
     parse: Any  # what makes a record of a head
     max_head: int  # bytes
     buffer = b''  # what has come and is not read yet
     last_head = b''
-
-    def receive(self, size: int) -> bytes:
-        """Give up to *size* next bytes; b'' at the end."""
-        raise NotImplementedError
 
     def _more(self) -> None:
         data = self.receive(_FIRST_READ)
@@ -608,7 +619,7 @@ class _Stream:
             return start
         data = bytearray(start)
         while len(data) < size:
-            more = self.receive(min(size - len(data), _BLOCK))
+            more = self.receive(min(size - len(data), _LARGE_READ))
             if not more and not or_less:
                 raise _Ended
             if not more:
@@ -632,23 +643,19 @@ class _Stream:
     def _await_head(self, most: int) -> int:
         """Wait until the head has come, or more than it may be; give what is left of *most*."""
         seen = 0
-        if not self.buffer:
-            self._more()
         while True:
             if self.buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
                 length = len(self.buffer)
                 self.buffer = re.sub(_EMPTY_LINES, b'', self.buffer, count=1)
                 most -= length - len(self.buffer)  # but not for ever
-            end = self.buffer.find(b'\r\n\r\n', seen)
-            if end >= 0 or len(self.buffer) > most + 3:
-                break
+            if self.buffer.find(b'\r\n\r\n', seen) >= 0 or len(self.buffer) > most + 3:
+                return most
             is_bad = re.compile(_BAD_BYTES).search(self.buffer, seen)
             is_line = b'\r\n' not in self.buffer or re.match(self.first_line + b'\r\n', self.buffer)
             if is_bad or not is_line:
                 raise _malformed(self.buffer)  # and not waited for
             seen = max(len(self.buffer) - 3, 0)
             self._more()
-        return most
 
     def body(self, length: int, limit: int) -> Bytes:
         """Give the body that follows a head which told *length*."""
@@ -692,13 +699,11 @@ class _Stream:
         return body
 
     def _line(self, limit: int) -> Bytes:
-        end = self.buffer.find(b'\r\n')
-        while end < 0:
+        while b'\r\n' not in self.buffer:
             if len(self.buffer) > limit or b'\n' in self.buffer:
                 raise _BadMessage('a line of a chunked body is malformed or too long')
             self._more()
-            end = self.buffer.find(b'\r\n')
-        return self._take(end + 2)[:-2]
+        return self._take(self.buffer.find(b'\r\n') + 2)[:-2]
 
 
 @functools.lru_cache(maxsize=64)
@@ -709,13 +714,11 @@ def _reply_prefix(status: int, headers: Headers, alive: float, second: int) -> b
     lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}', f'Server: {_SERVER}']
     lines.append(f'Date: {email.utils.formatdate(second, usegmt=True)}')
     lines.extend(f'{name}: {value}' for name, value in headers)
-    kept = f'Keep-Alive: timeout={max(1, int(alive))}'
-    lines.append(kept if alive else 'Connection: close')
+    lines.append(f'Keep-Alive: timeout={max(1, int(alive))}' if alive else 'Connection: close')
     return '\r\n'.join(lines + ['Content-Length: ']).encode('latin-1')
 
 
-@functools.lru_cache(maxsize=256)
-def _request_prefix(method: str, base: str, rule: str, host: str, extra: Headers) -> bytes:
+def _request_prefix(base: str, host: str, extra: Headers, method: str, rule: str) -> bytes:
     """A request's head up to the length."""
     try:
         target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
@@ -730,7 +733,6 @@ def _request_prefix(method: str, base: str, rule: str, host: str, extra: Headers
 # ---------------------------------------------------------------------------------- Microservice
 
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
-_NO_CALL = 'the body has to be {"args": [...], "kwargs": {...}, "token": ...}'
 
 _Rule = collections.namedtuple('_Rule', 'path function methods token is_async')
 
@@ -823,11 +825,6 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-@functools.lru_cache(maxsize=16)
-def _is_json(content_type: str) -> bool:
-    return content_type.partition(';')[0].strip().lower() == 'application/json'
-
-
 def _check_browser(headers: Mapping[str, str]) -> None:
     """Refuse what a foreign web page makes its visitor's browser ask.
 
@@ -843,26 +840,17 @@ def _check_browser(headers: Mapping[str, str]) -> None:
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
 
-def _encode_call(args: tuple[Any, ...], kwargs: dict[str, Any], token: str | None) -> bytes:
-    """Write the body of a request; most have no keywords and no token."""
-    return b'{"args":%b,"kwargs":%b,"token":%b}' % (
-        _encode(args, 'args'),
-        _encode(kwargs, 'kwargs') if kwargs else b'{}',
-        _encode(token, 'token') if token else b'null',
-    )
-
-
 def _parse_call(body: Bytes) -> tuple[list[Any], dict[str, Any], Any]:
     """Read args, kwargs and token from a request's body."""
     try:
         call = _decode(body) if body else {}
     except ValueError as error:
         raise BadCall(f'the body is not JSON: {error}') from None
-    if type(call) is not dict:
-        raise BadCall(_NO_CALL)
-    args, kwargs, token = call.pop('args', []), call.pop('kwargs', {}), call.pop('token', None)
-    if call:  # there is more
-        raise BadCall(_NO_CALL)
+    is_object = type(call) is dict
+    if is_object:
+        args, kwargs, token = call.pop('args', []), call.pop('kwargs', {}), call.pop('token', None)
+    if not is_object or call:  # or more than that
+        raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
     if type(args) is not list or type(kwargs) is not dict:
         raise BadCall('args has to be an array, and kwargs an object')
     return args, kwargs, token
@@ -1200,9 +1188,7 @@ class _Connection(_Stream):
     def _await_request(self, waiting: float) -> bool:
         """Wait for a request's first bytes; False where the peer is done."""
         idle = self.listener.idle
-        if self.buffer == b'\r\n':
-            self.buffer = b''  # RFC 9112, 2.2: some clients end a body so
-        if not self.buffer:
+        if not self.buffer or self.buffer == b'\r\n':  # RFC 9112, 2.2: some end a body so
             self.deadline = time.monotonic() + waiting
             idle[self] = None
             data = self.sock.recv(_FIRST_READ)
@@ -1243,16 +1229,11 @@ class _Connection(_Stream):
         prefix = _reply_prefix(status, headers, keep and self.micro.idle_timeout, int(time.time()))
         shown = b'' if self.last_head[:5] == b'HEAD ' else body
         self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
-        rest: Any = b'%b%d\r\n\r\n%b' % (prefix, len(body), shown)
-        while len(rest) > _BLOCK:
-            rest = memoryview(rest)
-            self._push(rest[:_BLOCK])
-            rest = rest[_BLOCK:]
-        self._push(rest)
-
-    def _push(self, data: Any) -> None:
-        self.deadline = time.monotonic() + self.micro.read_timeout
-        self.sock.sendall(data)
+        message: Any = b'%b%d\r\n\r\n%b' % (prefix, len(body), shown)
+        message = message if len(message) <= _BLOCK else memoryview(message)
+        for start in range(0, len(message), _BLOCK):
+            self.deadline = time.monotonic() + self.micro.read_timeout
+            self.sock.sendall(message[start : start + _BLOCK])
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
@@ -1704,12 +1685,14 @@ def _netloc(host: str, port: int) -> str:
 _Setting = collections.namedtuple('_Setting', 'method token timeout')
 _NO_SETTING = _Setting('POST', None, None)
 
-
 # What a call needs of the system is one send and one recv.  Each further call that gives up the
 # GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
 # So where Linux can time a blocking socket itself, it does.
 _HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
 _TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
+_forks: list[None] = []  # one for each fork that led to this process
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 
 class _Link(_Stream):
@@ -1719,10 +1702,11 @@ class _Link(_Stream):
     parse = staticmethod(_parse_reply)
     max_head = 64 << 10
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, max_body: int) -> None:
         self.sock = sock
+        self.max_body = max_body
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
-        self.owner = os.getpid()  # a child that inherits it over fork would get others' replies
+        self.forks = len(_forks)  # a child that inherits it would get others' replies
         self.retire_at = 0.0
         self.is_kept_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
@@ -1730,10 +1714,9 @@ class _Link(_Stream):
         self.thread = 0  # the last that used it
         self.is_plain = _HAS_KERNEL_TIME and type(sock) is socket.socket
 
-    def is_usable(self) -> bool:
+    def is_usable(self, now: float) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
-        now = time.monotonic()
-        if self.owner != os.getpid() or now > self.retire_at or self.buffer:
+        if self.forks != len(_forks) or now > self.retire_at:
             return False
         if now < self.is_kept_until:
             return True
@@ -1743,12 +1726,11 @@ class _Link(_Stream):
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)
 
-    def _check_time(self) -> None:
+    def _check_time(self, now: float) -> None:
         """Let the socket wait for what is left; to tell it is a system call, so only if need be."""
-        now = time.monotonic()
         left = self.deadline - now
         self.limit_holds_until = now + 0.05
-        if threading.get_ident() == self.thread and left <= self.limit <= left + 0.05:
+        if left <= self.limit <= left + 0.05 and threading.get_ident() == self.thread:
             return
         if left <= 0:
             raise socket.timeout('timed out')
@@ -1763,11 +1745,12 @@ class _Link(_Stream):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
     def receive(self, size: int) -> bytes:
-        if time.monotonic() > self.limit_holds_until:
-            self._check_time()
+        now = time.monotonic()
+        if now > self.limit_holds_until:
+            self._check_time(now)
         return self.sock.recv(size)
 
-    def exchange(self, message: bytes, deadline: float, max_body: int) -> tuple[_Reply, Bytes]:
+    def exchange(self, message: bytes, now: float, deadline: float) -> tuple[_Reply, Bytes]:
         """Send a request and give its reply.
 
         Raises:
@@ -1777,10 +1760,10 @@ class _Link(_Stream):
         self.deadline = deadline
         failure: OSError | None = None
         try:
-            self._check_time()
+            self._check_time(now)
             sent = self.sock.send(message)
             while sent < len(message):
-                self._check_time()
+                self._check_time(time.monotonic())
                 sent += self.sock.send(memoryview(message)[sent:])
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
@@ -1793,15 +1776,15 @@ class _Link(_Stream):
             reply = self.head()
             while reply.status < 200:  # interim: the final one follows, or the deadline comes
                 reply = self.head()
-            body = self.body(reply.length, max_body) if reply.length else b''
+            body = self.body(reply.length, self.max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
             raise (_NotSent() if failure else error) from failure
         now = time.monotonic()
-        self.retire_at = now + reply.keep_alive if reply.keep_alive else 0.0
+        # What follows the reply was not asked for, and is no reply to the next call.
+        self.retire_at = now + reply.keep_alive if reply.keep_alive and not self.buffer else 0.0
         # Such a service says 408 before it closes, which is no reply to the next call.  So a link
         # in steady use is not asked each time; one that has idled is, for a service may crash.
-        is_ours = self.is_plain and reply.headers.get('server') == _SERVER
-        self.is_kept_until = now + 0.001 if is_ours else 0.0
+        self.is_kept_until = now + 0.001 if reply.is_ours and self.is_plain else 0.0
         return reply, body
 
 
@@ -1815,7 +1798,7 @@ class _Place:
     def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
         self.address = address
         self.max_body = max_body
-        self.scheme, self.host, self.port, self.base = _parse_address(address)
+        self.scheme, self.host, self.port, base = _parse_address(address)
         if ssl_context is None and self.scheme == 'https':
             import ssl
 
@@ -1823,29 +1806,30 @@ class _Place:
         self.ssl_context = _checked_context(ssl_context)
         self.netloc = _netloc(self.host, self.port)
         self.proxy = _proxy_for(self.scheme, self.host)
-        self.extra: Headers = ()
+        extra: Headers = ()
         if self.proxy and self.scheme == 'http':
-            self.base = f'http://{self.netloc}{self.base}'
-            self.extra = self.proxy.headers
+            base, extra = f'http://{self.netloc}{base}', self.proxy.headers
+        prefix = functools.partial(_request_prefix, base, self.netloc, extra)
+        self.prefix = functools.lru_cache(maxsize=256)(prefix)
         self.links: collections.deque[_Link] = collections.deque()
         self.pause = self.rests_until = 0.0
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> tuple[int, Mapping[str, str], Bytes]:
+    ) -> tuple[_Reply, Bytes]:
         """Make a call; MicroconnectError tells what failed."""
-        prefix = _request_prefix(method, self.base, rule, self.netloc, self.extra)
-        message = b'%b%d\r\n\r\n%b' % (prefix, len(body), body)
+        message = b'%b%d\r\n\r\n%b' % (self.prefix(method, rule), len(body), body)
         while True:
             try:
                 link, is_fresh = self.links.pop(), False
             except IndexError:
                 link, is_fresh = self._connect(connect_by), True
-            if not (is_fresh or link.is_usable()):
+            now = time.monotonic()
+            if not (is_fresh or link.is_usable(now)):
                 link.sock.close()
                 continue
             try:
-                reply, data = link.exchange(message, deadline, self.max_body)
+                reply, data = link.exchange(message, now, deadline)
             except BaseException as error:
                 link.sock.close()
                 if isinstance(error, _NotSent) and not is_fresh:
@@ -1858,8 +1842,8 @@ class _Place:
             else:
                 link.sock.close()
             # A 408 that closes a kept connection: it was idle, and the call was not read.
-            if is_fresh or link.retire_at or reply.status != 408:
-                return reply.status, reply.headers, data
+            if is_fresh or reply.keep_alive or reply.status != 408:
+                return reply, data
 
     def _prune(self) -> None:
         """Close the link that has been idle for longest, if it is past its time."""
@@ -1871,12 +1855,13 @@ class _Place:
 
     def _connect(self, deadline: float) -> _Link:
         try:
-            link = _Link(self._dial(deadline))
+            link = _Link(self._dial(deadline), self.max_body)
             if self.scheme == 'https':
                 if self.proxy:
                     self._tunnel(link, self.proxy, deadline)
                 link.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                link = _Link(self.ssl_context.wrap_socket(link.sock, server_hostname=self.host))
+                sock = self.ssl_context.wrap_socket(link.sock, server_hostname=self.host)
+                link = _Link(sock, self.max_body)
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
             why = getattr(error, 'strerror', None) or error
@@ -1949,9 +1934,9 @@ class _InProcess:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> tuple[int, Mapping[str, str], Bytes]:
-        status, headers, reply = self.micro._answer(method, rule, _LOCAL, body)
-        return status, {name.lower(): value for name, value in headers}, reply
+    ) -> tuple[_Reply, Bytes]:
+        status, _, reply = self.micro._answer(method, rule, _LOCAL, body)
+        return _Reply(status, len(reply), 0.0, True, ''), reply
 
     def rest(self) -> None:
         pass
@@ -2099,7 +2084,11 @@ class Friend(_Guarded):
         setting = __self._settings.get(rule, _NO_SETTING)
         token = setting.token or __self._token.of(rule)
         try:
-            body = _encode_call(args, kwargs, token)
+            body = b'{"args":%b,"kwargs":%b,"token":%b}' % (
+                _encode(args, 'args'),
+                _encode(kwargs, 'kwargs') if kwargs else b'{}',
+                _encode(token, 'token') if token else b'null',
+            )
         except (TypeError, ValueError) as error:
             raise BadCall(str(error)).at(rule, __self._where) from None
         if len(body) > __self.max_body:
@@ -2151,7 +2140,7 @@ class Friend(_Guarded):
         told = []
         for place in self._places:
             try:
-                status = place.call('GET', '/', b'', deadline, deadline)[0]
+                status = place.call('GET', '/', b'', deadline, deadline)[0].status
                 if status < 500 and status != 408:
                     return ''
                 told.append(f'it answered {status}')
@@ -2178,13 +2167,12 @@ class Friend(_Guarded):
         failures: list[MicroconnectError] = []
         for place in places:
             # An address that swallows packets must not use up the time of the others.
-            left = len(places) - len(failures)
-            connect_by = deadline if left == 1 else now + (deadline - now) / left
+            connect_by = now + (deadline - now) / (len(places) - len(failures))
             try:
-                reply = place.call(setting.method, rule, body, deadline, connect_by)
-                if reply[0] not in (408, 503):
+                reply, data = place.call(setting.method, rule, body, deadline, connect_by)
+                if place.pause and reply.status not in (408, 503):
                     place.pause = place.rests_until = 0.0
-                return _returned(*reply)
+                return _returned(reply, data)
             except MicroconnectError as error:
                 failures.append(error.at(rule, place.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
@@ -2201,14 +2189,12 @@ class Friend(_Guarded):
         return sorted(turned, key=lambda place: place.rests_until > now)
 
 
-def _returned(status: int, headers: Mapping[str, str], body: Bytes) -> Any:
+def _returned(reply: _Reply, body: Bytes) -> Any:
     """The value that a reply holds; MicroconnectError where it holds none."""
-    if status != 200:
-        raise _error_from_reply(status, body)
-    if not _is_json(headers.get('content-type', '')):
-        raise BadReply(f'the reply has Content-Type {headers.get("content-type", "")[:99]!r}')
-    if headers.get('content-encoding', 'identity') != 'identity':
-        raise BadReply('the reply is compressed, which was not asked for')
+    if reply.status != 200:
+        raise _error_from_reply(reply.status, body)
+    if reply.fault:
+        raise BadReply(reply.fault)
     try:
         values = _decode(body)
     except ValueError as error:

@@ -184,6 +184,7 @@ def answering(*replies, then_close=True):
 
 
 JSON = {'Content-Type': 'application/json'}
+OK_HEAD = microconnect._parse_reply(b'HTTP/1.1 200 OK\r\nContent-Type: application/json')
 
 
 def ask(service, body=b'', path='/echo', method='POST', **headers):
@@ -699,7 +700,7 @@ class TestValues:
         assert wrapped[0] == 400
         assert service.ran == []
         with pytest.raises(microconnect.BadReply, match='the reply is not JSON: '):
-            microconnect._returned(200, {'content-type': 'application/json'}, body)
+            microconnect._returned(OK_HEAD, body)
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -815,7 +816,7 @@ class TestWire:
         assert (status, dict(headers), reply) == (200, JSON, body)
         for again in (
             friend.send('/f'),
-            microconnect._returned(200, {'content-type': 'application/json'}, body),
+            microconnect._returned(OK_HEAD, body),
         ):
             assert again == given
             assert type(again) is type(given)
