@@ -1182,6 +1182,7 @@ class TestParsing:
             (b'GET / HTTP/1.1\nHost', 400, MALFORMED),
             (b'GET /\r\n', 400, MALFORMED),
             (b'\0', 400, MALFORMED),
+            (b'GET / HTTP/1.15\r\n', 400, MALFORMED),
             (b'PRI * HTTP/2.0\r\n', 505, NO_VERSION),
             (b'GET /%b HTTP/1.1\r\n' % (b'x' * 200), 431, 'the head is over 200 bytes'),
             (b'GET / HTTP/1.1\r\n' + b'X: 1\r\n' * 40, 431, 'the head is over 200 bytes'),
@@ -2364,9 +2365,11 @@ class TestListener:
         assert got.endswith(b'\r\nContent-Length: 5\r\n\r\n["x"]')
 
     def test_idle_timeout_is_announced(self):
-        """A client is told for how long its connection is kept."""
-        with serving(idle_timeout=7) as service:
-            assert b'\r\nKeep-Alive: timeout=7\r\n' in raw(service, request())
+        """A client is told for how long its connection is kept, in seconds from 1 on."""
+        for seconds, told_seconds in ((7, b'7'), (7.9, b'7'), (0.5, b'1')):
+            with serving(idle_timeout=seconds) as service:
+                got = raw(service, request())
+            assert b'\r\nKeep-Alive: timeout=%b\r\n' % told_seconds in got
 
     def test_pipelining(self):
         """Requests sent in one write are answered one after the other, in their order."""
@@ -2413,6 +2416,13 @@ class TestListener:
             got = raw(service, request(b'', '/', 'HEAD') + request(b'', '/', 'GET'))
         first, second, body = got.split(b'\r\n\r\n')
         assert (first, body) == (second, b'["app1"]')
+
+    def test_after_head(self):
+        """What the service says after the reply to HEAD has its body again."""
+        with serving(idle_timeout=0.1) as service:
+            got = raw(service, request(b'', '/', 'HEAD'), end=False)
+        assert statuses(got) == [200, 408]
+        assert json.loads(got.rpartition(b'\r\n\r\n')[2].decode())['status'] == 408
 
     @pytest.mark.parametrize(
         'head',
@@ -3591,6 +3601,23 @@ class TestSeveralAddresses:
                 assert [friend.send('/echo', number) for number in range(20)] == list(range(20))
         assert 1 <= len(tried) <= 1 + (time.monotonic() - start) / 0.1
 
+    def test_recovers(self):
+        """An address that takes calls again has no rest before it: the next one is short again."""
+        tried = []
+
+        def busy_once(sock, *_):
+            while call_on(sock):
+                tried.append(1)
+                sock.sendall(BUSY if len(tried) == 1 else told(b'["peer"]'))
+
+        with peer(busy_once) as address, serving() as service:
+            with Friend('app1', [address, service.address]) as friend:
+                assert friend.send('/echo', 'service') == 'service'
+                place = friend._places[0]
+                assert place.pause == 0.1
+                until(lambda: friend.send('/echo', 'service') == 'peer')
+                assert (place.pause, place.rests_until) == (0, 0)
+
     def test_may_have_run(self):
         """A call that may have run at one address is not sent to another."""
         with peer(lambda sock, *_: call_on(sock)) as address, serving() as service:
@@ -3805,6 +3832,21 @@ class TestConnections:
             assert [friend.send('/count') for _ in range(3)] == [1, 2, 3]
             friend.close()
             assert [friend.send('/count') for _ in range(2)] == [1, 2]
+
+    def test_crash(self):
+        """A service that is gone without a word while its connection idles costs no call."""
+        alive = b'Content-Type: application/json\r\nServer: microconnect\r\n'
+
+        def answer_once(sock, number, over):
+            call_on(sock)
+            sock.sendall(told(b'[%d]' % number, extra=alive))
+
+        with peer(answer_once) as address, Friend('app1', address) as friend:
+            assert friend.send('/f') == 0
+            link = friend._places[0].links[0]
+            until(lambda: link.sock.recv(1, socket.MSG_PEEK) == b'')  # it is closed
+            until(lambda: time.monotonic() > link.is_kept_until)  # and has been idle
+            assert friend.send('/f') == 1
 
     def test_kept_over_failures(self):
         """A failure that is a whole reply costs no connection."""
