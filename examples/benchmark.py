@@ -1,6 +1,6 @@
 """Measure microconnect beside other ways to call a function in another process.
 
-    python3 examples/benchmark.py            about a minute
+    python3 examples/benchmark.py            about two minutes
     python3 examples/benchmark.py --quick    a few seconds, for a first look
     python3 examples/benchmark.py --only microconnect xmlrpc
 
@@ -584,7 +584,8 @@ def measure(names, ports, rounds, seconds):
     figures = collections.defaultdict(list)
     for _ in range(rounds):
         for heading, (measurement, _) in MEASUREMENTS.items():
-            for name in names:
+            # Shuffled: how the system placed the threads of one run tells in the next.
+            for name in random.sample(names, len(names)):
                 figure = measurement(CONTENDERS[name], ports[name], seconds)
                 figures[heading, name].append(figure)
     return figures
@@ -616,9 +617,9 @@ def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--rounds', type=int, default=5, help='default %(default)s')
+    parser.add_argument('--rounds', type=int, default=7, help='default %(default)s')
     parser.add_argument(
-        '--seconds', type=float, default=0.4, help='per measurement, default %(default)s'
+        '--seconds', type=float, default=0.6, help='per measurement, default %(default)s'
     )
     parser.add_argument('--quick', action='store_true', help='2 rounds of 0.1 s')
     parser.add_argument(
