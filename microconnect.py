@@ -75,6 +75,7 @@ import functools
 import hmac
 import http
 import http.server
+import io
 import itertools
 import json
 import math
@@ -101,7 +102,6 @@ if TYPE_CHECKING:
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = tuple[tuple[str, str], ...]
     Answer = tuple[int, Headers, bytes]
-    Bytes = bytes | bytearray
     Tokens = str | Mapping[str, str | None] | None
 
 __version__ = '0.1.0'
@@ -266,7 +266,7 @@ def _problem(status: int, detail: str, **members: Any) -> bytes:
     return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
 
 
-def _error_from_reply(status: int, body: Bytes) -> MicroconnectError:
+def _error_from_reply(status: int, body: bytes) -> MicroconnectError:
     """The error that a reply with another status than 200 tells of."""
     try:
         problem = _decode(body)
@@ -418,7 +418,7 @@ _decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 
-def _decode(body: Bytes) -> Any:
+def _decode(body: bytes) -> Any:
     """Decode JSON strictly; ValueError says what is wrong."""
     try:
         text = body.decode()
@@ -434,7 +434,7 @@ def _decode(body: Bytes) -> Any:
 
 # -------------------------------------------------------------------------------------- messages
 # HTTP/1.1 framing (RFC 9112), for both sides.  Nothing here knows a socket: a head is parsed by
-# a pure function, and a stream is whatever *receive* gives.
+# a pure function, and a stream is whatever `recv` and `recv_into` give.
 
 
 class _BadMessage(Exception):
@@ -456,7 +456,6 @@ _SERVER = 'microconnect'  # how a service names itself, which tells a friend how
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
 _BLOCK = 1 << 18  # bytes of a body sent at a time; also what has to move within read_timeout
-_LARGE_READ = 1 << 19  # bytes of a body read at a time
 _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
 
 # Not compiled: importing is to be quick, and re keeps what it has compiled.
@@ -542,7 +541,7 @@ def _parse_reply(head: bytes) -> _Reply:
     return _Reply(int(status), length, seconds, headers.get('server') == _SERVER, fault)
 
 
-def _malformed(head: Bytes) -> _BadMessage:
+def _malformed(head: bytes) -> _BadMessage:
     """What to say of a head that is none.  Its text is not repeated: it may hold a secret."""
     if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', head):
         return _BadMessage('only HTTP/1.1 is spoken here', 505)
@@ -597,9 +596,10 @@ def _unquote(path: bytes) -> str:
 
 
 class _Stream:
-    """Messages out of a stream of bytes; who knows where they come from gives `receive`."""
+    """Messages out of a stream of bytes."""
 
-    receive: Callable[[int], bytes]  # up to so many next bytes; b'' at the end
+    sock: Any  # has recv and recv_into
+    progress: Callable[[int], None]  # is told of each number of bytes that came
     first_line: bytes  # a pattern of what a head begins with: what never will be one is refused
     parse: Any  # what makes a record of a head
     max_head: int  # bytes
@@ -607,24 +607,20 @@ class _Stream:
     last_head = b''
 
     def _more(self) -> None:
-        data = self.receive(_FIRST_READ)
+        data = self.sock.recv(_FIRST_READ)
         if not data:
             raise _Ended
+        self.progress(len(data))
         self.buffer += data  # which copies nothing where it was empty
 
-    def _take(self, size: int, or_less: bool = False) -> Bytes:
+    def _take(self, size: int, or_less: bool = False) -> bytes:
         """Give the next *size* bytes, or what there is till the end."""
-        start, self.buffer = self.buffer[:size], self.buffer[size:]
-        if len(start) == size:
-            return start
-        data = bytearray(start)
-        while len(data) < size:
-            more = self.receive(min(size - len(data), _LARGE_READ))
-            if not more and not or_less:
-                raise _Ended
-            if not more:
-                break
-            data += more
+        if size <= len(self.buffer):
+            data, self.buffer = self.buffer[:size], self.buffer[size:]
+            return data
+        data = io.BufferedReader(_Raw(self), 1).read(size)
+        if len(data) < size and not or_less:
+            raise _Ended
         return data
 
     def head(self) -> Any:
@@ -657,7 +653,7 @@ class _Stream:
             seen = max(len(self.buffer) - 3, 0)
             self._more()
 
-    def body(self, length: int, limit: int) -> Bytes:
+    def body(self, length: int, limit: int) -> bytes:
         """Give the body that follows a head which told *length*."""
         if length == len(self.buffer) <= limit:  # as most messages come
             body, self.buffer = self.buffer, b''
@@ -673,9 +669,9 @@ class _Stream:
             raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
         return rest
 
-    def _chunks(self, limit: int) -> bytearray:
+    def _chunks(self, limit: int) -> bytes:
         """Give a chunked body (RFC 9112, 7.1); extensions and trailers are read and left."""
-        body = bytearray()
+        chunks, length = [], 0
         spare = self.max_head  # what extensions and trailers may use up
         while True:
             line = self._line(spare)
@@ -684,11 +680,12 @@ class _Stream:
                 raise _BadMessage('a chunk size is malformed (RFC 9112, 7.1)')
             spare -= len(line) - len(found.group(1))
             size = int(found.group(1), 16)
-            if len(body) + size > limit:
+            length += size
+            if length > limit:
                 raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
             if not size:
                 break
-            body += self._take(size)
+            chunks.append(self._take(size))
             if self._take(2) != b'\r\n':
                 raise _BadMessage('a chunk is longer than its size (RFC 9112, 7.1)')
         while line:
@@ -696,14 +693,34 @@ class _Stream:
             spare -= len(line)
             if line and not re.fullmatch(_TRAILER, line):
                 raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
-        return body
+        return b''.join(chunks)
 
-    def _line(self, limit: int) -> Bytes:
+    def _line(self, limit: int) -> bytes:
         while b'\r\n' not in self.buffer:
             if len(self.buffer) > limit or b'\n' in self.buffer:
                 raise _BadMessage('a line of a chunked body is malformed or too long')
             self._more()
         return self._take(self.buffer.find(b'\r\n') + 2)[:-2]
+
+
+class _Raw(io.RawIOBase):
+    """A stream for BufferedReader.read: it fills memory in place, and takes only what comes."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        stream = self.stream
+        start, stream.buffer = stream.buffer[: len(buffer)], stream.buffer[len(buffer) :]
+        if start:
+            buffer[: len(start)] = start
+            return len(start)
+        count: int = stream.sock.recv_into(buffer)
+        stream.progress(count)
+        return count
 
 
 @functools.lru_cache(maxsize=64)
@@ -840,7 +857,7 @@ def _check_browser(headers: Mapping[str, str]) -> None:
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
 
-def _parse_call(body: Bytes) -> tuple[list[Any], dict[str, Any], Any]:
+def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
     """Read args, kwargs and token from a request's body."""
     try:
         call = _decode(body) if body else {}
@@ -1016,7 +1033,7 @@ class _Rulebook(_Guarded):
             return self._failure(rule, error)
         return await self._run_async(rule, value)
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: Bytes) -> Answer:
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         try:
             rule, args, kwargs = self._admit(method, path, headers, body)
         except MicroconnectError as refusal:
@@ -1024,7 +1041,7 @@ class _Rulebook(_Guarded):
         return self._run(rule, args, kwargs)
 
     def _admit(
-        self, method: str, path: str, headers: Mapping[str, str], body: Bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[_Rule, list[Any], dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
         if 'origin' in headers or 'sec-fetch-site' in headers:
@@ -1201,10 +1218,8 @@ class _Connection(_Stream):
         self.deadline = time.monotonic() + self.micro.read_timeout
         return True
 
-    def receive(self, size: int) -> bytes:
-        data: bytes = self.sock.recv(size)
-        self.deadline += len(data) * self.micro.read_timeout / _BLOCK
-        return data
+    def progress(self, count: int) -> None:
+        self.deadline += count * self.micro.read_timeout / _BLOCK
 
     def _serve_request(self) -> bool:
         micro = self.micro
@@ -1229,8 +1244,7 @@ class _Connection(_Stream):
         prefix = _reply_prefix(status, headers, keep and self.micro.idle_timeout, int(time.time()))
         shown = b'' if self.last_head[:5] == b'HEAD ' else body
         self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
-        message: Any = b'%b%d\r\n\r\n%b' % (prefix, len(body), shown)
-        message = message if len(message) <= _BLOCK else memoryview(message)
+        message = memoryview(b'%b%d\r\n\r\n%b' % (prefix, len(body), shown))
         for start in range(0, len(message), _BLOCK):
             self.deadline = time.monotonic() + self.micro.read_timeout
             self.sock.sendall(message[start : start + _BLOCK])
@@ -1744,13 +1758,12 @@ class _Link(_Stream):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
-    def receive(self, size: int) -> bytes:
+    def progress(self, count: int = 0) -> None:
         now = time.monotonic()
         if now > self.limit_holds_until:
             self._check_time(now)
-        return self.sock.recv(size)
 
-    def exchange(self, message: bytes, now: float, deadline: float) -> tuple[_Reply, Bytes]:
+    def exchange(self, message: bytes, now: float, deadline: float) -> tuple[_Reply, bytes]:
         """Send a request and give its reply.
 
         Raises:
@@ -1768,9 +1781,10 @@ class _Link(_Stream):
         except OSError as error:
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
-            self.deadline = min(deadline, time.monotonic() + 1)
+            self.deadline, self.limit_holds_until = min(deadline, time.monotonic() + 1), 0.0
         try:
-            self.buffer = self.receive(_FIRST_READ)
+            self.progress()
+            self.buffer = self.sock.recv(_FIRST_READ)
             if not self.buffer:
                 raise OSError('the connection ended before a reply')
             reply = self.head()
@@ -1816,7 +1830,7 @@ class _Place:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> tuple[_Reply, Bytes]:
+    ) -> tuple[_Reply, bytes]:
         """Make a call; MicroconnectError tells what failed."""
         message = b'%b%d\r\n\r\n%b' % (self.prefix(method, rule), len(body), body)
         while True:
@@ -1934,7 +1948,7 @@ class _InProcess:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> tuple[_Reply, Bytes]:
+    ) -> tuple[_Reply, bytes]:
         status, _, reply = self.micro._answer(method, rule, _LOCAL, body)
         return _Reply(status, len(reply), 0.0, True, ''), reply
 
@@ -2189,7 +2203,7 @@ class Friend(_Guarded):
         return sorted(turned, key=lambda place: place.rests_until > now)
 
 
-def _returned(reply: _Reply, body: Bytes) -> Any:
+def _returned(reply: _Reply, body: bytes) -> Any:
     """The value that a reply holds; MicroconnectError where it holds none."""
     if reply.status != 200:
         raise _error_from_reply(reply.status, body)

@@ -1080,19 +1080,32 @@ REFUSED_CHUNKED = [  # status, message, chunked bodies
 # fmt: on
 
 
+class Source(io.BytesIO):
+    """What a stream reads from, *step* bytes at a time."""
+
+    def __init__(self, data, step):
+        super().__init__(data)
+        self.step = step
+
+    def recv(self, size):
+        return self.read(min(size, self.step or size))
+
+    def recv_into(self, buffer):
+        return self.readinto(buffer[: self.step or None])
+
+
 def stream(data, step=0, reply=False, max_head=200):
     """A stream that gives *data*, *step* bytes at a time."""
-    source = io.BytesIO(data)
     read = microconnect._Stream()
+    read.sock, read.progress = Source(data, step), lambda count: None
     like = microconnect._Link if reply else microconnect._Connection
     read.first_line, read.parse, read.max_head = like.first_line, like.parse, max_head
-    read.receive = lambda size: source.read(min(size, step or size))
     return read
 
 
 def left(read):
     """What of a stream was not read yet."""
-    return bytes(read.buffer) + b''.join(iter(lambda: read.receive(100), b''))
+    return bytes(read.buffer) + read.sock.read()
 
 
 def refused(call, *args):
