@@ -65,7 +65,6 @@ from __future__ import annotations
 import base64
 import builtins
 import collections
-import collections.abc
 import contextlib
 import contextvars
 import datetime
@@ -92,6 +91,7 @@ import types
 import urllib.parse
 import urllib.request
 import weakref
+from collections import abc
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
 if TYPE_CHECKING:
@@ -307,28 +307,15 @@ def _plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, collections.abc.Mapping):
+    if isinstance(value, abc.Mapping):
         return dict(value)
-    if isinstance(value, _SERIES):
+    if isinstance(value, (abc.Set, abc.Iterator, abc.ValuesView, collections.deque, range)):
         return list(value)
-    if _is_loaded(value, 'decimal', 'Decimal') or _is_loaded(value, 'uuid', 'UUID'):
-        return str(value)
+    for module, name in (('decimal', 'Decimal'), ('uuid', 'UUID')):
+        # Not imported for this: where nobody has, there is no such value.
+        if isinstance(value, getattr(sys.modules.get(module), name, ())):
+            return str(value)
     return _attributes(value)
-
-
-_SERIES = (
-    collections.abc.Set,
-    collections.abc.Iterator,
-    collections.abc.ValuesView,
-    collections.deque,
-    range,
-)
-
-
-def _is_loaded(value: Any, module: str, name: str) -> bool:
-    """isinstance, without importing *module*: where nobody has, there is no such value."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(value, kind)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -754,14 +741,14 @@ _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 _Rule = collections.namedtuple('_Rule', 'path function methods token is_async')
 
 
-class _Tokens(collections.abc.MutableMapping):  # type: ignore[type-arg]
+class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
     """Rule -> token, one class for both sides; *token* is such a dict or one string for all.
 
     It never shows a token, and takes none that would guard nothing.
     """
 
     def __init__(self, token: Tokens) -> None:
-        if not isinstance(token, (type(None), str, collections.abc.Mapping)):
+        if not isinstance(token, (type(None), str, abc.Mapping)):
             raise TypeError("token is one string for every rule, or a dict {'/rule': 'token'}")
         self.for_all: str | None = getattr(token, 'for_all', None)
         self._by_rule: dict[str, str | None] = {}
