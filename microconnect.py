@@ -245,16 +245,12 @@ def _remote_error_class(name: str) -> type[RemoteError]:
 
 
 _ERRORS: dict[int, type[MicroconnectError]] = {
-    status: kind
-    for kind, statuses in (
-        (BadCall, (400, 411, 414, 415, 417, 505)),
-        (BadArguments, (422,)),
-        (Forbidden, (401, 403)),
-        (UnknownRule, (404, 405, 501)),
-        (TooLarge, (413, 431)),
-        (Busy, (408, 503)),
-    )
-    for status in statuses
+    **dict.fromkeys((400, 411, 414, 415, 417, 505), BadCall),
+    **dict.fromkeys((401, 403), Forbidden),
+    **dict.fromkeys((404, 405, 501), UnknownRule),
+    **dict.fromkeys((408, 503), Busy),
+    **dict.fromkeys((413, 431), TooLarge),
+    422: BadArguments,
 }
 _JSON = (('Content-Type', 'application/json'),)
 _PROBLEM = (('Content-Type', 'application/problem+json'),)
