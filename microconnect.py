@@ -349,16 +349,15 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
             return ''
     except Exception as error:
         return f'{path}: {error}'
-    above += (value,)
-    if isinstance(form, (list, tuple)):
-        found = (_locate(item, f'{path}[{i}]', above) for i, item in enumerate(form))
-        return next(filter(None, found), '')
-    for key, item in form.items():
+    items: Iterable[Any] = form.items() if isinstance(form, dict) else enumerate(form)
+    in_brackets = native or not isinstance(form, dict)  # and not after a dot, as an attribute
+    for key, item in items:
         if not isinstance(key, (str, int, float, type(None))):
             return f'{path}: a key is a {type(key).__name__}, and the keys of JSON are strings'
-        found_here = _locate(item, f'{path}[{key!r}]' if native else f'{path}.{key}', above)
-        if found_here:
-            return found_here
+        step = f'[{key!r}]' if in_brackets else f'.{key}'
+        found = _locate(item, path + step, above + (value,))
+        if found:
+            return found
     return ''
 
 
