@@ -419,12 +419,11 @@ def _decode(body: bytes) -> Any:
 # a pure function, and a stream is whatever `recv` and `recv_into` give.
 
 
-class _BadMessage(Exception):
+class _BadMessage(BadCall):
     """The peer's bytes are not HTTP as RFC 9112 has it; *status* is what a server answers."""
 
     def __init__(self, detail: str, status: int = 400) -> None:
-        super().__init__(detail)
-        self.status = status
+        super().__init__(detail, status=status)
 
 
 class _Ended(_BadMessage):
@@ -1102,7 +1101,7 @@ class _Rulebook(_Guarded):
 
     def _refusal(self, path: str, refusal: MicroconnectError) -> Answer:
         status = refusal.status or 500
-        _logger().info('refused %d: %r', status, path)
+        _logger().info('refused %d: %r: %s', status, path, refusal)
         extra: Headers = ()
         if status == 401:
             extra = (('WWW-Authenticate', 'Token realm="microconnect"'),)
@@ -1233,10 +1232,9 @@ class _Connection(_Stream):
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
-        _logger().info('refused %d: %s', error.status, error)
         self.expired = False
         with contextlib.suppress(OSError):
-            self._send(error.status, _PROBLEM, _problem(error.status, str(error)), False)
+            self._send(*self.micro._refusal('', error), keep=False)
             self._linger()
 
     def _linger(self) -> None:
@@ -1344,12 +1342,12 @@ class _Listener(http.server.ThreadingHTTPServer):
         self._accepted = True
         if len(self.connections) < self.micro.max_connections or self._evict(time.monotonic()):
             return True
+        connection = _Connection(self, request)
         request.setblocking(False)
-        body = _problem(503, 'every connection is busy; try again later')
-        prefix = _reply_prefix(503, _PROBLEM, 0, int(time.time()))
+        refusal = Busy('every connection is busy; try again later')
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
-                request.send(b'%b%d\r\n\r\n%b' % (prefix, len(body), body))
+                connection._send(*self.micro._refusal('', refusal), keep=False)
             request.recv(_BLOCK)
         return False
 
@@ -1430,19 +1428,17 @@ class _Gateways(_Rulebook):
             query = environ.get('QUERY_STRING', '')
             path += f'?{query}' if query else ''
             status, fields, reply = self.answer(method, path, headers, body)
-        except (UnicodeDecodeError, MicroconnectError) as error:
-            refusal = error if isinstance(error, MicroconnectError) else BadCall(str(error))
+        except UnicodeDecodeError as error:
+            status, fields, reply = self._refusal('', BadCall(str(error)))
+        except MicroconnectError as refusal:
             status, fields, reply = self._refusal('', refusal)
         fields += (('Content-Length', str(len(reply))),)
         start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
         return [] if method == 'HEAD' else [reply]
 
     def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
-        try:
-            told = {'content-length': environ.get('CONTENT_LENGTH') or '0'}
-            length = _body_length(told, b'1', 0)
-        except _BadMessage as error:
-            raise BadCall(str(error)) from None
+        told = {'content-length': environ.get('CONTENT_LENGTH') or '0'}
+        length = _body_length(told, b'1', 0)
         if length > self.max_body:
             raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
         is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
@@ -1450,7 +1446,7 @@ class _Gateways(_Rulebook):
             raise BadCall('a body needs a Content-Length here', status=411)
         body: bytes = environ['wsgi.input'].read(self.max_body + 1 if is_chunked else length)
         if len(body) < length:
-            raise BadCall(str(_Ended()))
+            raise _Ended
         return body
 
     @property
