@@ -605,34 +605,26 @@ class _Stream:
         return data
 
     def head(self) -> Any:
-        """Give the next head, parsed."""
-        most = self.max_head
-        head, blank, rest = self.buffer.partition(b'\r\n\r\n')
-        if not blank or self.buffer[0] == 13:  # most heads have come whole
-            most = self._await_head(most)
+        """Give the next head, parsed; what never will be one is refused, and not waited for."""
+        most, seen = self.max_head, 0
+        while True:
+            if self.buffer[:1] == b'\r':  # RFC 9112, 2.2: ignore empty lines before, not for ever
+                text = re.sub(_EMPTY_LINES, b'', self.buffer, count=1)
+                most -= len(self.buffer) - len(text)
+                self.buffer = text
             head, blank, rest = self.buffer.partition(b'\r\n\r\n')
-        if not blank or len(head) > most:
+            if blank or len(head) > most + 3:  # of which up to 3 may begin the empty line
+                break
+            is_line = b'\r\n' not in head or re.match(self.first_line + b'\r\n', head)
+            if not is_line or re.compile(_BAD_BYTES).search(head, seen):
+                raise _malformed(head)
+            seen = max(len(head) - 3, 0)
+            self._more()
+        if len(head) > most:
             raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
         self.last_head, self.buffer = head, rest
         # Only small ones are remembered, so that they stay few bytes.
         return (self.parse if len(head) < 1024 else self.parse.__wrapped__)(head)
-
-    def _await_head(self, most: int) -> int:
-        """Wait until the head has come, or more than it may be; give what is left of *most*."""
-        seen = 0
-        while True:
-            if self.buffer.startswith(b'\r\n'):  # RFC 9112, 2.2: ignore empty lines before
-                length = len(self.buffer)
-                self.buffer = re.sub(_EMPTY_LINES, b'', self.buffer, count=1)
-                most -= length - len(self.buffer)  # but not for ever
-            if self.buffer.find(b'\r\n\r\n', seen) >= 0 or len(self.buffer) > most + 3:
-                return most
-            is_bad = re.compile(_BAD_BYTES).search(self.buffer, seen)
-            is_line = b'\r\n' not in self.buffer or re.match(self.first_line + b'\r\n', self.buffer)
-            if is_bad or not is_line:
-                raise _malformed(self.buffer)  # and not waited for
-            seen = max(len(self.buffer) - 3, 0)
-            self._more()
 
     def body(self, length: int, limit: int) -> bytes:
         """Give the body that follows a head which told *length*."""
