@@ -1734,12 +1734,7 @@ class _Link(_Stream):
             self._check_time(now)
 
     def exchange(self, message: bytes, now: float, deadline: float) -> tuple[_Reply, bytes]:
-        """Send a request and give its reply.
-
-        Raises:
-            _NotSent: the request did not leave whole, so that nobody can have run it.
-            OSError, _BadMessage: afterwards.
-        """
+        """Send a request and give its reply; MicroconnectError tells what failed."""
         self.deadline = deadline
         failure: OSError | None = None
         try:
@@ -1762,7 +1757,7 @@ class _Link(_Stream):
                 reply = self.head()
             body = self.body(reply.length, self.max_body) if reply.length else b''
         except (OSError, _BadMessage) as error:
-            raise (_NotSent() if failure else error) from failure
+            raise _failure(error, failure) from None
         now = time.monotonic()
         # What follows the reply was not asked for, and is no reply to the next call.
         self.retire_at = now + reply.keep_alive if reply.keep_alive and not self.buffer else 0.0
@@ -1770,10 +1765,6 @@ class _Link(_Stream):
         # in steady use is not asked each time; one that has idled is, for a service may crash.
         self.is_kept_until = now + 0.001 if reply.is_ours and self.is_plain else 0.0
         return reply, body
-
-
-class _NotSent(Exception):
-    """A request did not leave whole, so that no service has run it."""
 
 
 class _Place:
@@ -1816,9 +1807,9 @@ class _Place:
                 reply, data = link.exchange(message, now, deadline)
             except BaseException as error:
                 link.sock.close()
-                if isinstance(error, _NotSent) and not is_fresh:
+                if not (is_fresh or getattr(error, 'sent', True)):
                     continue  # it was closed while idle
-                raise _failure(error) from None
+                raise
             if link.retire_at:
                 self.links.append(link)
                 if len(self.links) > 1:
@@ -1892,19 +1883,17 @@ class _Place:
             self.links.pop().sock.close()
 
 
-def _failure(error: BaseException) -> BaseException:
-    """What a call ended by, as the caller learns it."""
-    if isinstance(error, _NotSent):
-        lost = CallTimeout if isinstance(error.__cause__, _TIMEOUTS) else ConnectionLost
-        return lost(f'the call could not be sent: {error.__cause__}', sent=False)
+def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
+    """What a call ended by; *unsent* is why it did not leave whole, so that nobody can run it."""
+    if unsent:
+        lost = CallTimeout if isinstance(unsent, _TIMEOUTS) else ConnectionLost
+        return lost(f'the call could not be sent: {unsent}', sent=False)
     if isinstance(error, _BadMessage):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
     if isinstance(error, _TIMEOUTS):
         return CallTimeout('no full reply in time; the call may have run')
-    if isinstance(error, OSError):
-        return ConnectionLost(f'{error}; the call may have run')
-    return error
+    return ConnectionLost(f'{error}; the call may have run')
 
 
 class _InProcess:
