@@ -696,28 +696,26 @@ class _Raw(io.RawIOBase):
         return count
 
 
+def _head(first_line: str, *fields: tuple[str, str]) -> bytes:
+    """A message's head, but for the length and the empty line."""
+    lines = [f'{name}: {value}\r\n' for name, value in fields]
+    return f'{first_line}\r\n{"".join(lines)}'.encode('latin-1')
+
+
 @functools.lru_cache(maxsize=64)
-def _reply_prefix(status: int, headers: Headers, alive: float, second: int) -> bytes:
-    """A reply's head up to the length; with *alive* 0 seconds the connection is closed."""
+def _reply_head(status: int, headers: Headers, alive: float, second: int) -> bytes:
+    """A reply's head; with *alive* 0 seconds the connection is closed."""
     import email.utils  # http.server has loaded it
 
-    lines = [f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}', f'Server: {_SERVER}']
-    lines.append(f'Date: {email.utils.formatdate(second, usegmt=True)}')
-    lines.extend(f'{name}: {value}' for name, value in headers)
-    lines.append(f'Keep-Alive: timeout={max(1, int(alive))}' if alive else 'Connection: close')
-    return '\r\n'.join(lines + ['Content-Length: ']).encode('latin-1')
+    first_line = f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}'
+    date = email.utils.formatdate(second, usegmt=True)
+    kept = ('Keep-Alive', f'timeout={max(1, int(alive))}') if alive else ('Connection', 'close')
+    return _head(first_line, ('Server', _SERVER), ('Date', date), *headers, kept)
 
 
-def _request_prefix(base: str, host: str, extra: Headers, method: str, rule: str) -> bytes:
-    """A request's head up to the length."""
-    try:
-        target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
-    except UnicodeEncodeError:
-        raise BadCall('the rule holds a lone surrogate, which has no UTF-8 form') from None
-    lines = [f'{method} {target} HTTP/1.1', f'Host: {host}']
-    lines.append(f'User-Agent: microconnect/{__version__}')
-    lines.extend(f'{name}: {value}' for name, value in _JSON + extra)
-    return '\r\n'.join(lines + ['Content-Length: ']).encode('ascii')
+def _request_head(base: str, extra: Headers, method: str, rule: str) -> bytes:
+    target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+    return _head(f'{method} {target} HTTP/1.1', *extra, *_JSON)
 
 
 # ---------------------------------------------------------------------------------- Microservice
@@ -1214,10 +1212,10 @@ class _Connection(_Stream):
         return keep
 
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
-        prefix = _reply_prefix(status, headers, keep and self.micro.idle_timeout, int(time.time()))
+        head = _reply_head(status, headers, keep and self.micro.idle_timeout, int(time.time()))
         shown = b'' if self.last_head[:5] == b'HEAD ' else body
         self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
-        message = memoryview(b'%b%d\r\n\r\n%b' % (prefix, len(body), shown))
+        message = memoryview(b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), shown))
         for start in range(0, len(message), _BLOCK):
             self.deadline = time.monotonic() + self.micro.read_timeout
             self.sock.sendall(message[start : start + _BLOCK])
@@ -1781,11 +1779,11 @@ class _Place:
         self.ssl_context = _checked_context(ssl_context)
         self.netloc = _netloc(self.host, self.port)
         self.proxy = _proxy_for(self.scheme, self.host)
-        extra: Headers = ()
+        fields = (('Host', self.netloc), ('User-Agent', f'microconnect/{__version__}'))
         if self.proxy and self.scheme == 'http':
-            base, extra = f'http://{self.netloc}{base}', self.proxy.headers
-        prefix = functools.partial(_request_prefix, base, self.netloc, extra)
-        self.prefix = functools.lru_cache(maxsize=256)(prefix)
+            base, fields = f'http://{self.netloc}{base}', fields + self.proxy.headers
+        head = functools.partial(_request_head, base, fields)
+        self.head = functools.lru_cache(maxsize=256)(head)
         self.links: collections.deque[_Link] = collections.deque()
         self.pause = self.rests_until = 0.0
 
@@ -1793,7 +1791,8 @@ class _Place:
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
     ) -> tuple[_Reply, bytes]:
         """Make a call; MicroconnectError tells what failed."""
-        message = b'%b%d\r\n\r\n%b' % (self.prefix(method, rule), len(body), body)
+        head = self.head(method, rule)
+        message = b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), body)
         while True:
             try:
                 link, is_fresh = self.links.pop(), False
@@ -1865,10 +1864,9 @@ class _Place:
         raise failure
 
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
-        fields = (('Host', self.netloc),) + proxy.headers
-        lines = ''.join(f'{name}: {value}\r\n' for name, value in fields)
+        head = _head(f'CONNECT {self.netloc} HTTP/1.1', ('Host', self.netloc), *proxy.headers)
         link.deadline = deadline
-        link.sock.sendall(f'CONNECT {self.netloc} HTTP/1.1\r\n{lines}\r\n'.encode())
+        link.sock.sendall(head + b'\r\n')
         status = link.head().status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
