@@ -254,6 +254,7 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
 }
 _JSON = (('Content-Type', 'application/json'),)
 _PROBLEM = (('Content-Type', 'application/problem+json'),)
+_CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
 
 
 def _problem(status: int, detail: str, **members: Any) -> bytes:
@@ -872,7 +873,7 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
         return UnknownRule(
             f'{path} answers {", ".join(rule.methods)}, not {method}: setRule(rule, method=...)',
             status=405,
-            allow=', '.join(rule.methods),
+            headers=(('Allow', ', '.join(rule.methods)),),
         )
     near = _nearest(path, rules)
     hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
@@ -1032,7 +1033,7 @@ class _Rulebook(_Guarded):
         wanted = self._token.of(path)
         if wanted is not None and not _same_token(given, wanted):
             told = 'wants its token' if given is None else 'was given a wrong token'
-            raise Forbidden(f"{path} {told}: setRule('{path}', token=...)")
+            raise Forbidden(f"{path} {told}: setRule('{path}', token=...)", headers=_CHALLENGE)
         return rule, args, kwargs
 
     def _run(self, rule: _Rule, args: list[Any], kwargs: dict[str, Any]) -> Answer:
@@ -1092,11 +1093,7 @@ class _Rulebook(_Guarded):
     def _refusal(self, path: str, refusal: MicroconnectError) -> Answer:
         status = refusal.status or 500
         _logger().info('refused %d: %r: %s', status, path, refusal)
-        extra: Headers = ()
-        if status == 401:
-            extra = (('WWW-Authenticate', 'Token realm="microconnect"'),)
-        elif status == 405:
-            extra = (('Allow', getattr(refusal, 'allow', '')),)
+        extra: Headers = getattr(refusal, 'headers', ())
         return status, _PROBLEM + extra, _problem(status, str(refusal))
 
     def _failure(self, rule: _Rule, error: BaseException, has_begun: bool = False) -> Answer:
