@@ -450,10 +450,10 @@ _REPLY = _STATUS_LINE + _FIELDS
 _EMPTY_LINES = rb'\A(?:\r\n)+'
 _BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
-_AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#@:][^/?#@]*))?'
+_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+_HOST = rb'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + rb')(?::[0-9]*)?'
+_AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])(' + _HOST + rb'))?'
 _TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?'
-_NAME = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
-_HOST = r'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + r')(?::[0-9]*)?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 _TRAILER = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
 
@@ -471,7 +471,7 @@ def _parse_request(head: bytes) -> _Request:
     method, target, minor, lines = found.groups()
     headers, count = _parse_fields(lines)
     host = headers.get('host', '' if minor == b'0' else None)
-    if host is None or not re.fullmatch(_HOST, host):
+    if host is None or not re.fullmatch(_HOST, host.encode('latin-1')):
         raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
     place = re.fullmatch(_TARGET, target)
     if not place and (method, target) != (b'OPTIONS', b'*'):
@@ -479,8 +479,6 @@ def _parse_request(head: bytes) -> _Request:
     authority, path, query = place.groups() if place else (None, target, None)
     if authority:
         headers['host'] = authority.decode()  # RFC 9112, 3.2.2: in place of what was sent
-        if not re.fullmatch(_HOST, headers['host']):
-            raise _BadMessage('the host of the request target is malformed (RFC 9112, 3.2)')
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
         raise _BadMessage('the only expectation met is 100-continue', 417)
