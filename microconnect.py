@@ -721,7 +721,7 @@ def _request_head(base: str, extra: Headers, method: str, rule: str) -> bytes:
 
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 
-_Rule = collections.namedtuple('_Rule', 'path function methods token is_async')
+_Rule = collections.namedtuple('_Rule', 'path function methods token')
 
 
 class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
@@ -952,8 +952,7 @@ class _Rulebook(_Guarded):
                 raise ValueError(f'rule {path!r} is taken already: give each function its own')
             if token is not None:
                 self.token[path] = token
-            is_async = bool(_code_flags(function) & 0x80)
-            self._rules[path] = _Rule(path, function, tuple(methods), token, is_async)
+            self._rules[path] = _Rule(path, function, tuple(methods), token)
             return function
 
         return register
@@ -994,7 +993,7 @@ class _Rulebook(_Guarded):
             rule, args, kwargs = self._admit(method, path, lowered, body)
         except MicroconnectError as refusal:
             return self._refusal(path, refusal)
-        if not rule.is_async:
+        if not _code_flags(rule.function) & 0x80:  # it is not async
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(None, self._run, rule, args, kwargs)
         try:
@@ -1019,7 +1018,7 @@ class _Rulebook(_Guarded):
         rule = self._rules.get(path)
         if rule is None or method not in rule.methods:
             if path == '/' and method in ('GET', 'HEAD'):
-                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None, False), [], {}
+                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None), [], {}
             raise _no_rule(method, path, self._rules)
         if len(body) > self.max_body:
             raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
