@@ -2074,11 +2074,9 @@ class Friend(_Guarded):
 
         def call() -> None:
             try:
-                result = __self.send(__rule, *args, **kwargs)
+                future.set_result(__self.send(__rule, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
-            else:
-                future.set_result(result)
 
         threading.Thread(target=call, daemon=True).start()
         return await asyncio.wrap_future(future)
