@@ -970,11 +970,7 @@ class _Rulebook(_Guarded):
     ) -> Answer:
         """Answer one request; every host calls this, or `aanswer`.
 
-        Args:
-            method: the HTTP method.
-            path: the rule, percent-encoding decoded.
-            headers: name -> value, in any case.
-            body: the body, whole.
+        *path* is the rule, percent-encoding decoded, and *headers* name -> value, in any case.
 
         Returns:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
@@ -1570,11 +1566,9 @@ class Microservice(_Gateways):
     def stop(self, grace: float = 10) -> None:
         """Stop: calls in flight are finished, new ones refused; then everything is released.
 
-        It may be called at any time, from anywhere, more than once.  In a rule it returns at
-        once, and the service stops after the reply.
-
-        Args:
-            grace: seconds, default 10, until what still runs is cut off.
+        What still runs after *grace* seconds is cut off.  It may be called at any time, from
+        anywhere, more than once.  In a rule it returns at once, and the service stops after the
+        reply.
         """
         listener = self._listener
         if listener is None or listener.is_over:
@@ -2018,11 +2012,7 @@ class Friend(_Guarded):
     ) -> None:
         """Set how *rule* is called from now on.
 
-        Args:
-            rule: the rule.
-            method: the HTTP method, default POST.
-            token: its token; None takes the friend's.
-            timeout: seconds for a whole call; None takes the friend's.
+        None means POST, and the friend's own token and timeout (seconds for a whole call).
         """
         path = _path_of(rule)
         if method is not None and method not in _METHODS:
@@ -2035,13 +2025,8 @@ class Friend(_Guarded):
     def send(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
 
-        Every further argument is the remote function's, whatever its name.
-
-        Returns:
-            The value; a tuple where the function returned a tuple.
-
-        Raises:
-            MicroconnectError: for each way a call can fail; see the table at the top.
+        Every further argument is the remote function's, whatever its name.  The value is a tuple
+        where the function returned one.  MicroconnectError tells how a call failed: see the top.
         """
         if isinstance(threading.current_thread(), _Loop):
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
