@@ -1281,7 +1281,12 @@ class _Listener(http.server.ThreadingHTTPServer):
                 self._accepted = False
                 self.handle_request()
             self.server_close()
-            self._end_connections()
+            self.stop_by = time.monotonic() + 0.1  # for those, and for what takes its reply
+            while not self._tick():
+                time.sleep(0.001)
+            for connection in list(self.connections.values()):
+                connection.expired = True
+                connection.expire(time.monotonic())
             self.micro._close_loop()
         finally:
             self.is_over = True
@@ -1298,15 +1303,6 @@ class _Listener(http.server.ThreadingHTTPServer):
             return False
         self.timeout = 0.002
         return not self.connections or now > self.stop_by
-
-    def _end_connections(self) -> None:
-        deadline = time.monotonic() + 0.1
-        while self.connections and time.monotonic() < deadline:
-            self._tick()
-            time.sleep(0.001)
-        for connection in list(self.connections.values()):
-            connection.expired = True
-            connection.expire(deadline)
 
     def _evict(self, now: float) -> bool:
         """Close the connection that has been idle for longest."""
