@@ -485,7 +485,7 @@ def _parse_request(head: bytes) -> _Request:
     return _Request(
         method.decode(),
         # A query is left in the path, so that no rule matches: arguments travel in the body.
-        _unquote(path or b'/') + (query or b'').rstrip(b'?').decode(),
+        _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + (query or b'').rstrip(b'?').decode(),
         headers,
         count,
         _body_length(headers, minor, 0),
@@ -568,9 +568,9 @@ def _is_json(content_type: str) -> bool:
     return content_type.partition(';')[0].strip().lower() == 'application/json'
 
 
-def _unquote(path: bytes) -> str:
+def _utf8(path: bytes) -> str:
     try:
-        return urllib.parse.unquote(path.decode(), errors='strict')
+        return path.decode()
     except UnicodeDecodeError:
         raise _BadMessage('the path is not percent-encoded UTF-8') from None
 
@@ -1400,12 +1400,10 @@ class _Gateways(_Rulebook):
         method = environ['REQUEST_METHOD']
         try:
             body = self._wsgi_body(environ)
-            path = environ.get('PATH_INFO', '').encode('latin-1').decode() or '/'
+            path = _utf8(environ.get('PATH_INFO', '').encode('latin-1')) or '/'
             query = environ.get('QUERY_STRING', '')
             path += f'?{query}' if query else ''
             status, fields, reply = self.answer(method, path, headers, body)
-        except UnicodeDecodeError as error:
-            status, fields, reply = self._refusal('', BadCall(str(error)))
         except MicroconnectError as refusal:
             status, fields, reply = self._refusal('', refusal)
         fields += (('Content-Length', str(len(reply))),)
