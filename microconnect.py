@@ -363,16 +363,11 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
 
 
 _encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain)
-
-
-# The encoder's C part, made once: JSONEncoder.encode makes it anew for every value.
+_iterencode: Any = _encoder.iterencode
 _make = getattr(json.encoder, 'c_make_encoder', None)  # PyPy has none
-_text = json.encoder.encode_basestring_ascii
-_iterencode: Any = (
-    _make(None, _plain, _text, None, ':', ',', False, False, False)
-    if _make
-    else lambda value, _: _encoder.iterencode(value)
-)
+if _make:  # once: JSONEncoder.encode makes it anew for every value
+    _text = json.encoder.encode_basestring_ascii
+    _iterencode = _make(None, _plain, _text, None, ':', ',', False, False, False)
 
 
 def _encode(value: Any, part: str) -> bytes:
