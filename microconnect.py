@@ -1220,12 +1220,12 @@ class _Connection(_Stream):
         while self.sock.recv(_BLOCK):
             pass
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """End what the peer is too slow at: first its sending, then all."""
         how = socket.SHUT_RDWR if self.expired else socket.SHUT_RD
         self.listener.idle.pop(self, None)
         self.expired = True
-        self.deadline = now + _LINGER
+        self.deadline = time.monotonic() + _LINGER
         with contextlib.suppress(OSError):
             # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
             socket.socket.shutdown(self.sock, how)
@@ -1281,7 +1281,7 @@ class _Listener(http.server.ThreadingHTTPServer):
                 time.sleep(0.001)
             for connection in list(self.connections.values()):
                 connection.expired = True
-                connection.expire(time.monotonic())
+                connection.expire()
             self.micro._close_loop()
         finally:
             self.is_over = True
@@ -1293,25 +1293,25 @@ class _Listener(http.server.ThreadingHTTPServer):
             # Once stopping, also those that answer no call: idle, half sent or lingering.
             is_spare = self.stop_by and not (connection.is_answering or connection.expired)
             if is_spare or connection.deadline < now:
-                connection.expire(now)
+                connection.expire()
         if self.stop_by is None:
             return False
         self.timeout = 0.002
         return not self.connections or now > self.stop_by
 
-    def _evict(self, now: float) -> bool:
+    def _evict(self) -> bool:
         """Close the connection that has been idle for longest."""
         try:
             connection, _ = self.idle.popitem(last=False)
         except KeyError:
             return False
-        connection.expire(now)
+        connection.expire()
         return True
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Make room for a newcomer, or tell it that there is none, without waiting for it."""
         self._accepted = True
-        if len(self.connections) < self.micro.max_connections or self._evict(time.monotonic()):
+        if len(self.connections) < self.micro.max_connections or self._evict():
             return True
         connection = _Connection(self, request)
         request.setblocking(False)
@@ -1326,7 +1326,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError:  # mostly: no descriptor is left
-            self._evict(time.monotonic())
+            self._evict()
             time.sleep(0.01)
             raise
 
