@@ -1461,7 +1461,8 @@ class Microservice(_Gateways):
     """Functions that other processes call: the listener.
 
     You call: `typing` (or `route`) and `reply` to decorate, `run` to serve, `start` and `stop`
-    to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be hosted elsewhere.
+    to serve in the background, at `address`; `answer`, `aanswer`, `wsgi` and `asgi` to be hosted
+    elsewhere.
 
     Args:
         name (str): told by GET /; recommended: ``__name__``.
@@ -1480,10 +1481,6 @@ class Microservice(_Gateways):
         idle_timeout (float): seconds between requests, default 60; told to clients.
         max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
             makes room; if all are busy the newcomer is answered 503.
-
-    Attributes:
-        token: the tokens, rule -> token.
-        address (str): the URL for a Friend, while it serves.
     """
 
     def __init__(
