@@ -1156,7 +1156,6 @@ class _Connection(_Stream):
         finally:
             self.listener.idle.pop(self, None)
             self.deadline = math.inf
-            self.sock.close()
 
     def _await_request(self, waiting: float) -> bool:
         """Wait for a request's first bytes; False where the peer is done."""
@@ -1232,7 +1231,7 @@ class _Connection(_Stream):
 
 
 class _Listener(http.server.ThreadingHTTPServer):
-    """Accepts connections, and watches their deadlines."""
+    """Accepts connections, which socketserver calls requests, and watches their deadlines."""
 
     request_queue_size = 1024  # the stock 5 resets most of a burst of clients
     allow_reuse_address = os.name == 'posix'  # elsewhere two services could share a port
@@ -1249,7 +1248,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.micro = micro
         self.ssl_context = ssl_context
         self.reuse_port = reuse_port
-        self.connections: dict[socket.socket, _Connection] = {}
+        self.connections: set[_Connection] = set()
         self.idle: collections.OrderedDict[_Connection, None] = collections.OrderedDict()
         self.stop_by: float | None = None
         self.is_over = False
@@ -1279,7 +1278,7 @@ class _Listener(http.server.ThreadingHTTPServer):
             self.stop_by = time.monotonic() + 0.1  # for those, and for what takes its reply
             while not self._tick():
                 time.sleep(0.001)
-            for connection in list(self.connections.values()):
+            for connection in list(self.connections):
                 connection.expired = True
                 connection.expire()
             self.micro._close_loop()
@@ -1289,7 +1288,7 @@ class _Listener(http.server.ThreadingHTTPServer):
     def _tick(self) -> bool:
         """End the connections that are past their deadline; True when serving is over."""
         now = time.monotonic()
-        for connection in list(self.connections.values()):
+        for connection in list(self.connections):
             # Once stopping, also those that answer no call: idle, half sent or lingering.
             is_spare = self.stop_by and not (connection.is_answering or connection.expired)
             if is_spare or connection.deadline < now:
@@ -1308,39 +1307,36 @@ class _Listener(http.server.ThreadingHTTPServer):
         connection.expire()
         return True
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Make room for a newcomer, or tell it that there is none, without waiting for it."""
-        self._accepted = True
-        if len(self.connections) < self.micro.max_connections or self._evict():
-            return True
-        connection = _Connection(self, request)
-        request.setblocking(False)
-        refusal = Busy('every connection is busy; try again later')
-        with contextlib.suppress(OSError):
-            if self.ssl_context is None:
-                connection._send(*self.micro._refusal('', refusal), keep=False)
-            request.recv(_BLOCK)
-        return False
-
     def get_request(self) -> Any:
         try:
-            return super().get_request()
+            sock, address = super().get_request()
         except OSError:  # mostly: no descriptor is left
             self._evict()
             time.sleep(0.01)
             raise
+        return _Connection(self, sock), address
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections[request] = _Connection(self, request)
-        super().process_request(request, client_address)
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Make room for a newcomer, or tell it that there is none, without waiting for it."""
+        self._accepted = True
+        if len(self.connections) < self.micro.max_connections or self._evict():
+            self.connections.add(request)
+            return True
+        request.sock.setblocking(False)
+        refusal = Busy('every connection is busy; try again later')
+        with contextlib.suppress(OSError):
+            if self.ssl_context is None:
+                request._send(*self.micro._refusal('', refusal), keep=False)
+            request.sock.recv(_BLOCK)
+        return False
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection; ThreadingMixIn calls this in a thread of its own."""
-        self.connections[request].serve()
+        request.serve()
 
     def shutdown_request(self, request: Any) -> None:
-        self.connections.pop(request, None)
-        super().shutdown_request(request)
+        request.sock.close()
+        self.connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _logger().exception('a connection failed')
@@ -1561,7 +1557,7 @@ class Microservice(_Gateways):
             self._close_loop()
             return
         listener.stop_by = min(listener.stop_by or math.inf, time.monotonic() + grace)
-        threads = [connection.thread for connection in list(listener.connections.values())]
+        threads = [connection.thread for connection in list(listener.connections)]
         if threading.current_thread() in threads + [self._loop]:
             return
         # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
