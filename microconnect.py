@@ -1153,9 +1153,6 @@ class _Connection(_Stream):
             self._refuse(error)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
-        finally:
-            self.listener.idle.pop(self, None)
-            self.deadline = math.inf
 
     def _await_request(self, waiting: float) -> bool:
         """Wait for a request's first bytes; False where the peer is done."""
@@ -1335,6 +1332,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         request.serve()
 
     def shutdown_request(self, request: Any) -> None:
+        self.idle.pop(request, None)
         request.sock.close()
         self.connections.discard(request)
 
