@@ -1839,11 +1839,6 @@ class _Place:
         if status != 200:
             raise OSError(f'the proxy answered {status}')
 
-    def rest(self) -> None:
-        """Leave a failed address alone, each time for longer: 0.1 s to 5 s."""
-        self.pause = min(max(self.pause * 2, 0.1), 5.0)
-        self.rests_until = time.monotonic() + self.pause
-
     def close(self) -> None:
         while self.links:
             self.links.pop().sock.close()
@@ -1877,10 +1872,8 @@ class _InProcess:
         status, _, reply = self.micro._answer(method, rule, _LOCAL, body)
         return _Reply(status, len(reply), 0.0, True, ''), reply
 
-    def rest(self) -> None:
+    def close(self) -> None:
         pass
-
-    close = rest
 
 
 _LOCAL = {'content-type': 'application/json'}
@@ -2105,8 +2098,9 @@ class Friend(_Guarded):
                 failures.append(error.at(rule, place.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
                     raise
-            place.rest()
             now = time.monotonic()
+            place.pause = min(max(place.pause * 2, 0.1), 5.0)  # longer each time that it fails
+            place.rests_until = now + place.pause
         kind = Unreachable if all(isinstance(e, Unreachable) for e in failures) else Busy
         raise kind('no address took the call: ' + '; '.join(map(str, failures)), rule=rule)
 
