@@ -965,7 +965,11 @@ class _Rulebook(_Guarded):
     ) -> Answer:
         """Answer one request; every host calls this, or `aanswer`.
 
-        *path* is the rule, percent-encoding decoded, and *headers* name -> value, in any case.
+        Args:
+            method: the HTTP method.
+            path: the rule, percent-encoding decoded.
+            headers: name -> value, in any case.
+            body: the body, whole.
 
         Returns:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
@@ -1455,8 +1459,7 @@ class Microservice(_Gateways):
     """Functions that other processes call: the listener.
 
     You call: `typing` (or `route`) and `reply` to decorate, `run` to serve, `start` and `stop`
-    to serve in the background, at `address`; `answer`, `aanswer`, `wsgi` and `asgi` to be hosted
-    elsewhere.
+    to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be hosted elsewhere.
 
     Args:
         name (str): told by GET /; recommended: ``__name__``.
@@ -1475,6 +1478,10 @@ class Microservice(_Gateways):
         idle_timeout (float): seconds between requests, default 60; told to clients.
         max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
             makes room; if all are busy the newcomer is answered 503.
+
+    Attributes:
+        token: the tokens, rule -> token.
+        address (str): the URL for a Friend, while it serves.
     """
 
     def __init__(
@@ -1546,9 +1553,11 @@ class Microservice(_Gateways):
     def stop(self, grace: float = 10) -> None:
         """Stop: calls in flight are finished, new ones refused; then everything is released.
 
-        What still runs after *grace* seconds is cut off.  It may be called at any time, from
-        anywhere, more than once.  In a rule it returns at once, and the service stops after the
-        reply.
+        It may be called at any time, from anywhere, more than once.  In a rule it returns at
+        once, and the service stops after the reply.
+
+        Args:
+            grace: seconds, default 10, until what still runs is cut off.
         """
         listener = self._listener
         if listener is None or listener.is_over:
@@ -1985,7 +1994,11 @@ class Friend(_Guarded):
     ) -> None:
         """Set how *rule* is called from now on.
 
-        None means POST, and the friend's own token and timeout (seconds for a whole call).
+        Args:
+            rule: the rule.
+            method: the HTTP method, default POST.
+            token: its token; None takes the friend's.
+            timeout: seconds for a whole call; None takes the friend's.
         """
         path = _path_of(rule)
         if method is not None and method not in _METHODS:
@@ -1998,8 +2011,13 @@ class Friend(_Guarded):
     def send(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
 
-        Every further argument is the remote function's, whatever its name.  The value is a tuple
-        where the function returned one.  MicroconnectError tells how a call failed: see the top.
+        Every further argument is the remote function's, whatever its name.
+
+        Returns:
+            The value; a tuple where the function returned a tuple.
+
+        Raises:
+            MicroconnectError: for each way a call can fail; see the table at the top.
         """
         if isinstance(threading.current_thread(), _Loop):
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
