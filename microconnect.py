@@ -129,7 +129,7 @@ class MicroconnectError(Exception):
     Attributes:
         rule (str or None): the rule that was called.
         address (str or None): where it was called.
-        status (int or None): the HTTP status of the failure; None where no reply told it.
+        status (int or None): the HTTP status that stands for the failure, if one does.
         sent (bool): False means that the function did not run: it is safe to send again.
     """
 
@@ -229,13 +229,15 @@ class RemoteError(MicroconnectError):
 
 
 def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
-    return _remote_error_class(facts.get('type', ''))(message, **facts)
+    name = facts.get('type', '')
+    kind = _remote_error_class(name) if name in vars(builtins) else RemoteError
+    return kind(message, **facts)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=None)
 def _remote_error_class(name: str) -> type[RemoteError]:
-    """The RemoteError that is also the builtin exception *name*; RemoteError for other names."""
-    kind = vars(builtins).get(name)
+    """The RemoteError that is also the builtin *name*, if that is an exception."""
+    kind = vars(builtins)[name]
     # The first two would silently end the loop around the call; a group is no message alone.
     never = ('StopIteration', 'StopAsyncIteration', 'ExceptionGroup')
     if name in never or not (isinstance(kind, type) and issubclass(kind, Exception)):
@@ -333,7 +335,7 @@ def _attribute(value: Any, name: str) -> Any:
     try:
         return getattr(value, name)
     except Exception as error:  # a property's
-        raise ValueError(f'its {name} raised {type(error).__name__}: {_said(error)}') from None
+        raise ValueError(f'its {name} raised {type(error).__name__}: {_said(error)}') from error
 
 
 def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
@@ -382,7 +384,7 @@ def _encode(value: Any, part: str) -> bytes:
             detail = _locate(value, part) or f'{part}: {error}'
         except RecursionError:
             detail = f'{part}: nested too deeply'
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from None
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(detail) from error
 
 
 def _finite(text: str) -> float:
@@ -708,7 +710,10 @@ def _reply_head(status: int, headers: Headers, alive: float, second: int) -> byt
 
 
 def _request_head(base: str, extra: Headers, method: str, rule: str) -> bytes:
-    target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+    try:
+        target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+    except UnicodeEncodeError:
+        raise BadCall('the rule holds a lone surrogate, which has no UTF-8 form') from None
     return _head(f'{method} {target} HTTP/1.1', *extra, *_JSON)
 
 
@@ -805,6 +810,18 @@ def _refuse_secret_key(secret_key: str | None) -> None:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+_in_async_rule = contextvars.ContextVar('microconnect.in_async_rule', default=False)
+
+
+def _would_block_rules() -> bool:
+    """Whether this is the code of an async rule, in the thread of the loop that it shares."""
+    if not _in_async_rule.get():
+        return False
+    import asyncio
+
+    return asyncio._get_running_loop() is not None
 
 
 def _check_browser(headers: Mapping[str, str]) -> None:
@@ -1031,10 +1048,11 @@ class _Rulebook(_Guarded):
     def _run(self, rule: _Rule, args: list[Any], kwargs: dict[str, Any]) -> Answer:
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
-            value = contextvars.copy_context().run(rule.function, *args, **kwargs)
+            context = contextvars.copy_context()
+            value = context.run(rule.function, *args, **kwargs)
             if hasattr(value, '__await__'):  # its code did not show that it is async
                 return self._run_in_loop(rule, value)
-            return self._reply(value)
+            return context.run(self._reply, value)
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
                 raise
@@ -1044,7 +1062,7 @@ class _Rulebook(_Guarded):
         import asyncio
 
         try:
-            if isinstance(threading.current_thread(), _Loop):
+            if _would_block_rules():
                 raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
             with self._loop_lock:
                 loop = self._loop
@@ -1069,14 +1087,20 @@ class _Rulebook(_Guarded):
     async def _run_async(self, rule: _Rule, value: Any) -> Answer:
         import asyncio
 
+        before = _in_async_rule.get()
+        _in_async_rule.set(True)
         try:
             return self._reply(await value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             return self._failure(rule, error, has_begun=True)
+        finally:
+            _in_async_rule.set(before)
 
     def _reply(self, value: Any) -> Answer:
+        if isinstance(value, types.GeneratorType):
+            value = list(value)  # what it raises is the rule's
         body = _encode(value if type(value) is tuple else (value,), 'reply')
         if len(body) > self.max_body:
             raise ValueError(f'the reply of {len(body)} bytes is over the limit of {self.max_body}')
@@ -1167,7 +1191,9 @@ class _Connection(_Stream):
             data = self.sock.recv(_FIRST_READ)
             if idle.pop(self, self) is self or (self.expired and not data):
                 # Told so that a request which crosses this on its way is known not to have run.
-                raise _BadMessage('the connection was idle, and is closed; send again', 408)
+                raise _BadMessage(
+                    'the connection was idle, or the service is stopping; send again', 408
+                )
             if not data:
                 return False
             self.buffer = data
@@ -1514,11 +1540,17 @@ class Microservice(_Gateways):
     def __repr__(self) -> str:
         return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
 
+    def _serving(self) -> _Listener | None:
+        """The listener, if it is one that neither has ended nor was left behind by a fork."""
+        listener = self._listener
+        is_over = listener is None or listener.is_over or not listener.thread.is_alive()
+        return None if is_over else listener
+
     @property
     def address(self) -> str:
         """The URL for a Friend on this machine; RuntimeError while it does not serve."""
-        listener = self._listener
-        if listener is None or listener.is_over:
+        listener = self._serving()
+        if listener is None:
             raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
         scheme = 'https' if listener.ssl_context else 'http'
         return f'{scheme}://{_netloc(_loopback(listener.server_name), listener.server_port)}'
@@ -1543,7 +1575,7 @@ class Microservice(_Gateways):
             OSError: it cannot listen there; the message says where and why.
             RuntimeError: it serves already.
         """
-        if self._listener is not None and not self._listener.is_over:
+        if self._serving():
             raise RuntimeError(f'{self.name} serves already, at {self.address}')
         self.debug = self.debug if debug is None else debug
         where = (self.host if host is None else host, self.port if port is None else port)
@@ -1620,7 +1652,8 @@ def _loopback(host: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ('localhost', '::1') or host.startswith('127.')
+    names = ('localhost', 'localhost.', '::1', '0:0:0:0:0:0:0:1')
+    return host in names or host.startswith(('127.', '::ffff:127.'))
 
 
 def _checked_number(name: str, value: Any) -> Any:
@@ -1648,7 +1681,7 @@ _NO_SETTING = _Setting('POST', None, None)
 # GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
 # So where Linux can time a blocking socket itself, it does.
 _HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
-_TIMEOUTS = (socket.timeout, BlockingIOError)  # Python's, and the kernel's
+_TIMEOUTS = (socket.timeout, TimeoutError, BlockingIOError)  # Python's, and the kernel's
 _forks: list[None] = []  # one for each fork that led to this process
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=lambda: _forks.append(None))
@@ -1664,14 +1697,17 @@ class _Link(_Stream):
     def __init__(self, sock: socket.socket, max_body: int) -> None:
         self.sock = sock
         self.max_body = max_body
-        weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
+        # Not __del__: a collector may take the socket first.  Nor at exit: others may call then.
+        weakref.finalize(self, sock.close).atexit = False
         self.forks = len(_forks)  # a child that inherits it would get others' replies
         self.retire_at = 0.0
         self.is_kept_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.limit_holds_until = 0.0
         self.thread = 0  # the last that used it
-        self.is_plain = _HAS_KERNEL_TIME and type(sock) is socket.socket
+        # Neither TLS nor what gevent makes of a socket.
+        self.is_plain = _HAS_KERNEL_TIME and isinstance(sock.recv, types.BuiltinMethodType)
+        self.held: Callable[[], int] = getattr(sock, 'pending', int)  # bytes that TLS has read
 
     def is_usable(self, now: float) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
@@ -1719,6 +1755,9 @@ class _Link(_Stream):
                 self._check_time(time.monotonic())
                 sent += self.sock.send(memoryview(message)[sent:])
         except OSError as error:
+            if not isinstance(error, ConnectionError) and time.monotonic() < deadline - 0.01:
+                # Such as by a handler of a signal, which may come after all was sent.
+                raise _failure(error, None) from None
             # A service that refuses what it has not read answers, and closes: look for its reply.
             failure = error
             self.deadline, self.limit_holds_until = min(deadline, time.monotonic() + 1), 0.0
@@ -1735,7 +1774,8 @@ class _Link(_Stream):
             raise _failure(error, failure) from None
         now = time.monotonic()
         # What follows the reply was not asked for, and is no reply to the next call.
-        self.retire_at = now + reply.keep_alive if reply.keep_alive and not self.buffer else 0.0
+        is_kept = reply.keep_alive and not self.buffer and not self.held()
+        self.retire_at = now + reply.keep_alive if is_kept else 0.0
         # Such a service says 408 before it closes, which is no reply to the next call.  So a link
         # in steady use is not asked each time; one that has idled is, for a service may crash.
         self.is_kept_until = now + 0.001 if reply.is_ours and self.is_plain else 0.0
@@ -1755,7 +1795,7 @@ class _Place:
             ssl_context = ssl.create_default_context()
         self.ssl_context = _checked_context(ssl_context)
         self.netloc = _netloc(self.host, self.port)
-        self.proxy = _proxy_for(self.scheme, self.host)
+        self.proxy = _proxy_for(self.scheme, self.host, self.netloc)
         fields = (('Host', self.netloc), ('User-Agent', f'microconnect/{__version__}'))
         if self.proxy and self.scheme == 'http':
             base, fields = f'http://{self.netloc}{base}', fields + self.proxy.headers
@@ -1805,6 +1845,7 @@ class _Place:
             pass  # another thread took it meanwhile
 
     def _connect(self, deadline: float) -> _Link:
+        link: _Link | None = None
         try:
             link = _Link(self._dial(deadline), self.max_body)
             if self.scheme == 'https':
@@ -1815,6 +1856,8 @@ class _Place:
                 link = _Link(sock, self.max_body)
             return link
         except (OSError, UnicodeError, _BadMessage) as error:
+            if link:
+                link.sock.close()
             why = getattr(error, 'strerror', None) or error
             why = 'no answer in time' if isinstance(error, _TIMEOUTS) else why
             is_tls = getattr(error, 'library', None) == 'SSL'
@@ -1827,10 +1870,14 @@ class _Place:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         failure = OSError(f'{host} has no address')
         for tried, (family, kind, number, _, address) in enumerate(found):
-            sock = socket.socket(family, kind, number)
+            # socket.create_connection would give each address of a name the whole time.
+            left = (deadline - time.monotonic()) / (len(found) - tried)
             try:
-                # socket.create_connection would give each address of a name the whole time.
-                left = (deadline - time.monotonic()) / (len(found) - tried)
+                sock = socket.socket(family, kind, number)
+            except OSError as error:  # such as a system without IPv6
+                failure = error
+                continue
+            try:
                 sock.settimeout(max(left, 0.001))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -1843,14 +1890,16 @@ class _Place:
     def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
         head = _head(f'CONNECT {self.netloc} HTTP/1.1', ('Host', self.netloc), *proxy.headers)
         link.deadline = deadline
+        link._check_time(time.monotonic())
         link.sock.sendall(head + b'\r\n')
         status = link.head().status
         if status != 200:
             raise OSError(f'the proxy answered {status}')
 
     def close(self) -> None:
-        while self.links:
-            self.links.pop().sock.close()
+        with contextlib.suppress(IndexError):  # none is left; other threads may take some, too
+            while True:
+                self.links.pop().sock.close()
 
 
 def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
@@ -1908,15 +1957,19 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
     if port == 0:
         raise ValueError(f'{wrong}port 0 is where a service takes a free one; name that')
-    if not host or re.search(r'[\s\\%]', host) or parts.query or parts.fragment:
+    # A number is no host's name, and http is the scheme, mistyped.
+    is_odd = re.search(r'[\s\\%]|^(?:https?|[0-9]+)$', host or '')
+    if not host or is_odd or parts.query or parts.fragment:
         raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
     base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
     return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
 
 
-def _proxy_for(scheme: str, host: str) -> _Proxy | None:
+def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
     """The proxy that the environment names for *host*; this machine needs none."""
-    is_direct = _is_loopback(_loopback(host)) or urllib.request.proxy_bypass(host)
+    is_direct = _is_loopback(_loopback(host)) or any(
+        map(urllib.request.proxy_bypass, (host, netloc))
+    )
     url = None if is_direct else urllib.request.getproxies().get(scheme)
     if not url:
         return None
@@ -1956,7 +2009,7 @@ class Friend(_Guarded):
     def __init__(
         self,
         name: str,
-        address: str | Microservice | Iterable[str | Microservice],
+        address: str | Microservice | Sequence[str | Microservice],
         token: Tokens = None,
         secretKey: str | None = None,
         *,
@@ -1984,6 +2037,9 @@ class Friend(_Guarded):
 
     def __repr__(self) -> str:
         return f'<Friend {self.name!r} at {self._where}>'
+
+    def __reduce__(self) -> Any:
+        raise TypeError('a Friend holds connections and is not copied: make one in each process')
 
     def setRule(
         self,
@@ -2019,7 +2075,7 @@ class Friend(_Guarded):
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
-        if isinstance(threading.current_thread(), _Loop):
+        if _would_block_rules():
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
         rule = _path_of(__rule)
         setting = __self._settings.get(rule, _NO_SETTING)
@@ -2076,10 +2132,12 @@ class Friend(_Guarded):
 
     def _why_silent(self, deadline: float) -> str:
         """Why none of the addresses answers; an empty string where one does."""
-        told = []
+        told: list[str] = []
         for place in self._places:
+            now = time.monotonic()
+            by = now + (deadline - now) / (len(self._places) - len(told))
             try:
-                status = place.call('GET', '/', b'', deadline, deadline)[0].status
+                status = place.call('GET', '/', b'', by, by)[0].status
                 if status < 500 and status != 408:
                     return ''
                 told.append(f'it answered {status}')
@@ -2119,14 +2177,15 @@ class Friend(_Guarded):
             now = time.monotonic()
             place.pause = min(max(place.pause * 2, 0.1), 5.0)  # longer each time that it fails
             place.rests_until = now + place.pause
-        kind = Unreachable if all(isinstance(e, Unreachable) for e in failures) else Busy
+        kind = Busy if any(isinstance(error, Busy) for error in failures) else Unreachable
         raise kind('no address took the call: ' + '; '.join(map(str, failures)), rule=rule)
 
     def _in_turn(self, now: float) -> list[Any]:
         """The places in the order to try them: those that failed lately come last."""
-        first = next(self._turn) % len(self._places)
-        turned = self._places[first:] + self._places[:first]
-        return sorted(turned, key=lambda place: place.rests_until > now)
+        places = sorted(self._places, key=lambda place: place.rests_until > now)
+        awake = sum(place.rests_until <= now for place in places) or len(places)
+        first = next(self._turn) % awake
+        return places[first:awake] + places[:first] + places[awake:]
 
 
 def _returned(reply: _Reply, body: bytes) -> Any:

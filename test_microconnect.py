@@ -1742,6 +1742,12 @@ class Methods:
         return a
 
 
+class Failing:
+    @property
+    def wrong(self):
+        raise KeyError('nothing there')
+
+
 class Unreadable(Exception):
     def __str__(self):
         raise RuntimeError('no')
@@ -1942,6 +1948,35 @@ class TestAnswer:
         assert (record.name, record.levelname) == ('microconnect', 'ERROR')
         assert record.getMessage() == '/fail raised'
         assert str(record.exc_info[1]) == 'for the log'
+
+    @pytest.mark.parametrize('is_async', [False, True])
+    def test_generator(self, is_async):
+        """A rule that is a generator gives a list, and what it raises is what the rule raised."""
+        seen = contextvars.ContextVar('seen', default='nobody')
+
+        def rows(last):
+            seen.set('its own context')
+            yield 1
+            yield seen.get()
+            if last is not None:
+                raise KeyError(last)
+
+        async def later(last):
+            return rows(last)
+
+        friend = friend_of(later if is_async else rows, debug=True)
+        assert friend.send('/f', None) == [1, 'its own context']
+        with pytest.raises(KeyError) as caught:
+            friend.send('/f', 'no such row')
+        assert "KeyError: 'no such row'" in str(caught.value)
+        assert 'in rows' in caught.value.traceback
+        assert seen.get() == 'nobody'
+
+    def test_failing_property(self):
+        """A property that raises is told with its place, and in debug with its own traceback."""
+        with pytest.raises(ValueError, match=r'reply\[0\]: its wrong raised KeyError') as caught:
+            friend_of(Failing, debug=True).send('/f')
+        assert 'in wrong' in caught.value.traceback
 
     def test_context_variables(self):
         """A context variable set in one call is not seen by the next."""
@@ -3247,6 +3282,18 @@ class TestFriend:
         with kept, peer(script) as address, Friend('app1', address) as friend:
             assert [friend.send('/echo') for _ in range(2)] == ['x', 'z']
 
+    def test_rule_without_utf8(self):
+        """A rule that has no form on the wire is a BadCall that says so."""
+        with Friend('app1', '127.0.0.1:1') as friend:
+            with pytest.raises(microconnect.BadCall, match='lone surrogate'):
+                friend.send('/\ud800')
+
+    @pytest.mark.parametrize('copied', [copy.copy, copy.deepcopy, pickle.dumps])
+    def test_not_copied(self, copied):
+        """A friend is not copied, such as into a process by multiprocessing: it says what to do."""
+        with pytest.raises(TypeError, match='make one in each process'):
+            copied(Friend('app1', '127.0.0.1:1'))
+
     def test_request(self):
         """A call travels as one HTTP/1.1 request."""
         with answering(told()) as (address, got), Friend('app1', address) as friend:
@@ -3560,6 +3607,10 @@ class TestAddresses:
             ('http://127.0.0.1:5000?x=1', ValueError, 'give a host, a port and'),
             ('http://127.0.0.1:5000#x', ValueError, 'give a host, a port and'),
             ('http://evil%2fhost', ValueError, 'give a host'),
+            ('http//127.0.0.1:5000', ValueError, 'give a host'),
+            ('https:/127.0.0.1:5000', ValueError, 'give a host'),
+            ('5000', ValueError, 'give a host'),
+            ('http://5000', ValueError, 'give a host'),
             (5000, TypeError, 'an address is a string'),
             (None, TypeError, 'an address is a string'),
             ([], ValueError, 'empty list'),
@@ -3592,6 +3643,17 @@ class TestSeveralAddresses:
             for number in range(9):
                 assert friend.send('/echo', number) == number
         assert [len(service.ran) for service in services] == [3, 3, 3]
+
+    def test_spread_over_the_rest(self):
+        """The calls of an address that rests are spread evenly over the others."""
+        services = [make() for _ in range(3)]
+        with contextlib.ExitStack() as stack:
+            addresses = [stack.enter_context(serving(service)).address for service in services]
+            friend = stack.enter_context(Friend('app1', addresses))
+            friend._places[1].rests_until = math.inf
+            for number in range(8):
+                assert friend.send('/echo', number) == number
+        assert [len(service.ran) for service in services] == [4, 0, 4]
 
     def test_dead(self):
         """An address where nobody listens is passed over."""
@@ -4274,6 +4336,29 @@ class TestAsyncRules:
             with pytest.raises(microconnect.RemoteError, match='asend'):
                 friend.send('/itself')
             assert friend.send('/aecho', 'on') == 'on'
+
+    def test_send_under_another_loop(self):
+        """So does one on the loop of another server; in a thread of its own, it may send."""
+        service = make_async()
+        friend = Friend('app1', service, timeout=TIMEOUT)
+
+        @service.typing('/itself')
+        async def itself(in_thread):
+            send = functools.partial(friend.send, '/echo', 'sent')
+            if not in_thread:
+                return send()
+            run = contextvars.copy_context().run  # as asyncio.to_thread does
+            return await asyncio.get_running_loop().run_in_executor(None, run, send)
+
+        async def ask(body):
+            status, _, reply = await service.aanswer('POST', '/itself', JSON, body)
+            assert friend.send('/echo', 'after it') == 'after it'
+            return status, reply
+
+        status, reply = asyncio.run(ask(b'{"args":[false]}'))
+        assert status == 500
+        assert b'asend' in reply
+        assert asyncio.run(ask(b'{"args":[true]}')) == (200, b'["sent"]')
 
     def test_asend_to_itself(self):
         """An async rule calls its own service by asend."""
@@ -5173,6 +5258,34 @@ with Micro.start(port=0, host='127.0.0.1'):
 """
         with run_python(script) as process:
             assert outcome(process)[:2] == (0, ['0'])
+
+    @pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork')
+    def test_start_after_a_fork(self):
+        """A child does not serve what its parent does; it may serve by itself."""
+        script = """
+import os, signal, warnings
+from microconnect import Friend, Microservice
+Micro = Microservice('app1')
+Micro.typing('/pid')(os.getpid)
+with Micro.start(port=0, host='127.0.0.1'):
+    warnings.simplefilter('ignore')
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            Micro.address
+            os._exit(1)
+        except RuntimeError:
+            pass
+        with Micro.start(port=0, host='127.0.0.1'), Friend('app1', Micro.address) as friend:
+            code = friend.send('/pid') != os.getpid()
+        os._exit(code)
+    print(os.waitpid(child, 0)[1])
+    with Friend('app1', Micro.address) as friend:
+        print(friend.send('/pid') == os.getpid())
+"""
+        with run_python(script) as process:
+            assert outcome(process)[:2] == (0, ['0', 'True'])
 
     @pytest.mark.parametrize('address', ['http://me:secret@[::1', 'http://me:secret@h\u2100:1'])
     def test_password_in_a_bad_address(self, address):
