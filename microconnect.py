@@ -1697,8 +1697,7 @@ class _Link(_Stream):
     def __init__(self, sock: socket.socket, max_body: int) -> None:
         self.sock = sock
         self.max_body = max_body
-        # Not __del__: a collector may take the socket first.  Nor at exit: others may call then.
-        weakref.finalize(self, sock.close).atexit = False
+        weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
         self.forks = len(_forks)  # a child that inherits it would get others' replies
         self.retire_at = 0.0
         self.is_kept_until = 0.0
@@ -1711,7 +1710,7 @@ class _Link(_Stream):
 
     def is_usable(self, now: float) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
-        if self.forks != len(_forks) or now > self.retire_at:
+        if self.forks != len(_forks) or now > self.retire_at or self.sock.fileno() < 0:
             return False
         if now < self.is_kept_until:
             return True
@@ -1780,6 +1779,10 @@ class _Link(_Stream):
         # in steady use is not asked each time; one that has idled is, for a service may crash.
         self.is_kept_until = now + 0.001 if reply.is_ours and self.is_plain else 0.0
         return reply, body
+
+
+# The first makes the hook that runs them all at exit: after whoever sets one after this import.
+weakref.finalize(_Link, int)
 
 
 class _Place:

@@ -2699,6 +2699,22 @@ class TestTls:
         with Friend('app1', by_name(tls_service), ssl_context=tls_client) as friend:
             assert [friend.send('/count') for _ in range(3)] == [1, 2, 3]
 
+    def test_unasked_bytes(self, tls_server, tls_client):
+        """A second reply that nobody asked for is not taken for the next call's."""
+
+        def script(sock, number, _):
+            with tls_server.wrap_socket(sock, server_side=True) as inside:
+                large = told(b'["%b"]' % (b'x' * 40000))
+                call_on(inside)
+                inside.sendall(large + told(b'["unasked"]') if not number else told(b'["asked"]'))
+                inside.unwrap()
+
+        with peer(script) as address:
+            address = address.replace('http://127.0.0.1', 'https://localhost')
+            with Friend('app1', address, ssl_context=tls_client) as friend:
+                assert len(friend.send('/echo')) == 40000
+                assert friend.send('/echo') == 'asked'
+
     def test_silent_client(self, tls_service, tls_client):
         """A client that connects and says nothing stops nobody."""
         with connect(tls_service), connect(tls_service) as sock:
@@ -3480,6 +3496,35 @@ class TestAtMostOnce:
             assert caught.value.sent is True
         assert len(seen) == 1
 
+    @pytest.mark.parametrize('kept', [True, False])
+    def test_interrupted(self, kept):
+        """A signal's handler that raises just after a call was sent does not get it sent again."""
+
+        class Interrupted:
+            def __init__(self, sock):
+                self.sock = sock
+
+            def send(self, message):
+                self.sock.sendall(message)
+                raise TimeoutError('the alarm rang')
+
+            def __getattr__(self, name):
+                return getattr(self.sock, name)
+
+        with serving() as service, Friend('app1', service.address, timeout=TIMEOUT) as friend:
+            place = friend._places[0]
+            if kept:
+                friend.send('/echo', 'before')
+                place.links[0].sock = Interrupted(place.links[0].sock)
+            else:
+                dial = place._dial
+                place._dial = lambda deadline: Interrupted(dial(deadline))
+            with pytest.raises(microconnect.CallTimeout) as caught:
+                friend.send('/echo', 'once')
+            assert caught.value.sent is True
+            until(lambda: service.ran[kept:])
+        assert service.ran[kept:] == [(('once',), {})]
+
     @pytest.mark.parametrize(
         'plan, unasked, second, asked',
         [
@@ -3630,6 +3675,27 @@ class TestAddresses:
             Friend('app1', address)
         assert 'secret' not in str(caught.value)
 
+    def test_a_family_that_is_not_there(self, monkeypatch):
+        """A name's address of a family that the system lacks is passed over."""
+        real, look_up = socket.socket, socket.getaddrinfo
+
+        class Socket(real):
+            def __init__(self, family=socket.AF_INET, *args, **kwargs):
+                if family == socket.AF_INET6:
+                    raise OSError(errno.EAFNOSUPPORT, 'no such family')
+                real.__init__(self, family, *args, **kwargs)
+
+        def both(host, port, **kwargs):
+            six = (socket.AF_INET6, socket.SOCK_STREAM, 6, '', ('::1', port, 0, 0))
+            return [six] + look_up('127.0.0.1', port, **kwargs)
+
+        with serving() as service:
+            address = service.address.replace('127.0.0.1', 'localhost')
+            monkeypatch.setattr(socket, 'socket', Socket)
+            monkeypatch.setattr(socket, 'getaddrinfo', both)
+            with Friend('app1', address) as friend:
+                assert friend.send('/echo', 1) == 1
+
 
 class TestSeveralAddresses:
     """A list of addresses, of services that are the same."""
@@ -3715,6 +3781,19 @@ class TestSeveralAddresses:
         )
         assert (error.rule, error.sent) == ('/echo', False)
 
+    def test_none_left_that_answered(self):
+        """Where none is left and none said that it is busy, the error has no status of a reply."""
+
+        def reset(sock, *_):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            sock.recv(1)
+
+        with peer(reset) as one, peer(reset) as another:
+            with Friend('app1', [one, another], timeout=TIMEOUT) as friend:
+                with pytest.raises(microconnect.Unreachable) as caught:
+                    friend.send('/echo', 'x' * 20000000)
+        assert (caught.value.status, caught.value.sent) == (None, False)
+
     def test_none_left_but_busy(self):
         """Where one of them was busy, it is Busy: it may take the call later."""
         with serving() as gone:
@@ -3770,6 +3849,13 @@ class TestWaiting:
         with serving() as service, Friend('app1', [address, service.address]) as friend:
             assert friend.ping() is True
 
+    def test_ping_past_a_silent_one(self):
+        """An address that is silent leaves time for the others."""
+        with full() as silent, serving() as service:
+            with Friend('app1', [silent, service.address]) as friend:
+                assert friend.ping(timeout=0.4) is True
+                friend.wait(timeout=0.4)
+
     def test_wait(self):
         """wait returns once the service has started."""
         with serving() as service:
@@ -3810,6 +3896,31 @@ def proxies(monkeypatch):
 
 class TestProxies:
     """The proxies that the environment names."""
+
+    @pytest.mark.parametrize(
+        'address',
+        [
+            '[::1]',
+            '[0:0:0:0:0:0:0:1]',
+            '[::ffff:127.0.0.1]',
+            'localhost.',
+            '127.0.0.2',
+            'https://[::1]',
+        ],
+    )
+    def test_loopback_by_other_names(self, address, proxies):
+        """However this machine is spelled, no proxy is asked."""
+        proxies('http://127.0.0.1:9')
+        assert Friend('app1', address)._places[0].proxy is None
+
+    @pytest.mark.parametrize('listed', ['service.invalid', 'service.invalid:5000', '.invalid', '*'])
+    def test_no_proxy(self, listed, proxies, monkeypatch):
+        """A host that no_proxy lists, with its port or without, is called directly."""
+        proxies('http://127.0.0.1:9')
+        monkeypatch.setenv('no_proxy', listed)
+        assert Friend('app1', 'service.invalid:5000')._places[0].proxy is None
+        monkeypatch.setenv('no_proxy', 'service.invalid:5001')
+        assert Friend('app1', 'service.invalid:5000')._places[0].proxy is not None
 
     @pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '0.0.0.0'])
     def test_loopback(self, host, proxies):
@@ -3877,6 +3988,45 @@ class TestProxies:
         assert caught.value.sent is False
         del caught
         assert complaints() == []
+
+    def test_refused_again_and_again(self, proxies):
+        """An error that is kept keeps no connection open."""
+        ended = threading.Event()
+
+        def script(sock, *_):
+            call_on(sock)
+            sock.sendall(told(b'', b'403 Forbidden'))
+            if not sock.recv(1):
+                ended.set()
+
+        with peer(script) as trap:
+            proxies(trap)
+            with Friend('app1', 'https://service.invalid') as friend:
+                with pytest.raises(microconnect.Unreachable) as caught:
+                    friend.send('/echo')
+                assert ended.wait(TIMEOUT)
+        assert 'proxy answered 403' in str(caught.value)
+
+    def test_slow_tunnel(self, proxies, monkeypatch):
+        """The proxy may take as long as the call, however many addresses its name has."""
+        look_up = socket.getaddrinfo
+        monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: look_up(*a, **k) * 3)
+        timeouts = []
+
+        def tunnel(link, proxy, deadline):
+            try:
+                real(link, proxy, deadline)
+            finally:
+                timeouts.append(link.sock.gettimeout())
+
+        with answering(told(b'', b'403 Forbidden')) as (trap, _):
+            proxies(trap)
+            with Friend('app1', 'https://service.invalid', timeout=9) as friend:
+                place = friend._places[0]
+                real, place._tunnel = place._tunnel, tunnel
+                with pytest.raises(microconnect.Unreachable):
+                    friend.send('/echo')
+        assert 8 < timeouts[0] < 10
 
     def test_dead_proxy(self, proxies):
         """Where the proxy is not there the error names it, without its password."""
@@ -3970,6 +4120,28 @@ class TestConnections:
         )
         with run_python(script) as process:
             assert outcome(process) == (0, ['1', '12', '2'], '')
+
+    @pytest.mark.parametrize('registered', ['before the import', 'after it'])
+    def test_call_at_exit(self, registered):
+        """A function that runs at exit may call, whatever was called before."""
+        with serving() as service:
+            imports = 'from microconnect import Friend'
+            register = 'atexit.register(goodbye)'
+            lines = (
+                (register, imports) if registered == 'before the import' else (imports, register)
+            )
+            script = f"""
+import atexit
+def goodbye():
+    print(friend.send('/echo', 'goodbye'))
+    friend.close()
+{lines[0]}
+{lines[1]}
+friend = Friend('app1', {service.address!r})
+print(friend.send('/echo', 'hello'))
+"""
+            with run_python(script) as process:
+                assert outcome(process) == (0, ['hello', 'goodbye'], '')
 
     def test_many_descriptors(self):
         """Descriptors over 1,023, the most that select takes, make no difference."""
