@@ -1872,21 +1872,14 @@ class _Place:
         host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         failure = OSError(f'{host} has no address')
-        for tried, (family, kind, number, _, address) in enumerate(found):
-            # socket.create_connection would give each address of a name the whole time.
+        for tried, (*_, (address, *_)) in enumerate(found):
+            # By itself, create_connection would give each address of a name the whole time.
             left = (deadline - time.monotonic()) / (len(found) - tried)
             try:
-                sock = socket.socket(family, kind, number)
-            except OSError as error:  # such as a system without IPv6
-                failure = error
-                continue
-            try:
-                sock.settimeout(max(left, 0.001))
-                sock.connect(address)
+                sock = socket.create_connection((str(address), port), max(left, 0.001))
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return sock
             except OSError as error:
-                sock.close()
                 failure = error
         raise failure
 

@@ -3127,6 +3127,17 @@ def peer(script):
         listener.close()
 
 
+def several_addresses(monkeypatch):
+    """Let each name that a friend looks up have four addresses, all the same."""
+    look_up = socket.getaddrinfo
+
+    def repeated(*args, **kwargs):
+        found = look_up(*args, **kwargs)
+        return found * 4 if kwargs else found  # socket.create_connection gives no keywords
+
+    monkeypatch.setattr(socket, 'getaddrinfo', repeated)
+
+
 def complaints():
     """What a garbage collection warns of."""
     with warnings.catch_warnings(record=True) as caught:
@@ -3383,8 +3394,7 @@ class TestDeadline:
     def test_never_accepted_by_many(self, monkeypatch):
         """The time is for all the addresses of a name together."""
         with full() as address:
-            real = socket.getaddrinfo
-            monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: real(*a, **k) * 4)
+            several_addresses(monkeypatch)
             error = self.timed(address, timeout=0.4)
         assert (type(error), error.sent) == (microconnect.Unreachable, False)
 
@@ -3685,9 +3695,11 @@ class TestAddresses:
                     raise OSError(errno.EAFNOSUPPORT, 'no such family')
                 real.__init__(self, family, *args, **kwargs)
 
-        def both(host, port, **kwargs):
+        def both(host, port, *args, **kwargs):
+            if host != 'localhost':
+                return look_up(host, port, *args, **kwargs)
             six = (socket.AF_INET6, socket.SOCK_STREAM, 6, '', ('::1', port, 0, 0))
-            return [six] + look_up('127.0.0.1', port, **kwargs)
+            return [six] + look_up('127.0.0.1', port, *args, **kwargs)
 
         with serving() as service:
             address = service.address.replace('127.0.0.1', 'localhost')
@@ -4009,8 +4021,7 @@ class TestProxies:
 
     def test_slow_tunnel(self, proxies, monkeypatch):
         """The proxy may take as long as the call, however many addresses its name has."""
-        look_up = socket.getaddrinfo
-        monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: look_up(*a, **k) * 3)
+        several_addresses(monkeypatch)
         timeouts = []
 
         class Recorder:
