@@ -893,7 +893,7 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
 
 
 class _Loop(threading.Thread):
-    """The event loop of a service's async rules: a thread, of a class that tells it apart."""
+    """The event loop of a service's async rules, in a thread of its own."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -936,7 +936,7 @@ class _Rulebook(_Guarded):
         self._rules: dict[str, _Rule] = {}
         self.token = token
         self._loop: _Loop | None = None
-        self._loop_lock = threading.Lock()
+        self._loop_lock = threading.RLock()  # a signal's handler may stop who holds it
 
     def typing(
         self, rule: str, token: str | None = None, methods: Sequence[str] = ('POST',)
@@ -1076,11 +1076,8 @@ class _Rulebook(_Guarded):
         return future.result()
 
     def _close_loop(self) -> None:
-        # Not for ever: who holds it may wait in a signal handler for this very stop.
-        is_locked = self._loop_lock.acquire(timeout=1)
-        loop, self._loop = self._loop, None
-        if is_locked:
-            self._loop_lock.release()
+        with self._loop_lock:
+            loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
 
