@@ -640,7 +640,7 @@ class _Stream:
 
     def _chunks(self, limit: int) -> bytes:
         """Give a chunked body (RFC 9112, 7.1); extensions and trailers are read and left."""
-        chunks, length = [], 0
+        body = bytearray()  # a list would keep 50 bytes beside each chunk of one
         spare = self.max_head  # what extensions and trailers may use up
         while True:
             line = self._line(spare)
@@ -649,12 +649,11 @@ class _Stream:
                 raise _BadMessage('a chunk size is malformed (RFC 9112, 7.1)')
             spare -= len(line) - len(found.group(1))
             size = int(found.group(1), 16)
-            length += size
-            if length > limit:
+            if len(body) + size > limit:
                 raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
             if not size:
                 break
-            chunks.append(self._take(size))
+            body += self._take(size)
             if self._take(2) != b'\r\n':
                 raise _BadMessage('a chunk is longer than its size (RFC 9112, 7.1)')
         while line:
@@ -662,7 +661,7 @@ class _Stream:
             spare -= len(line)
             if line and not re.fullmatch(_TRAILER, line):
                 raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
-        return b''.join(chunks)
+        return bytes(body)
 
     def _line(self, limit: int) -> bytes:
         while b'\r\n' not in self.buffer:
@@ -773,10 +772,11 @@ class _Guarded:
 
     @token.setter
     def token(self, token: Tokens) -> None:
-        self._token = _Tokens(token)
-        for rule in self._rules.values():
+        tokens = _Tokens(token)
+        for rule in list(self._rules.values()):
             if rule.token:
-                self._token.setdefault(rule.path, rule.token)
+                tokens.setdefault(rule.path, rule.token)
+        self._token = tokens  # last: no call may find a guarded rule without its token
 
 
 def _checked_token(rule: str, token: Any) -> Any:
@@ -1060,6 +1060,7 @@ class _Rulebook(_Guarded):
 
     def _run_in_loop(self, rule: _Rule, awaitable: Any) -> Answer:
         import asyncio
+        import concurrent.futures
 
         try:
             if _would_block_rules():
@@ -1073,7 +1074,11 @@ class _Rulebook(_Guarded):
         except RuntimeError:
             getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
             raise
-        return future.result()
+        while True:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return future.result(1)
+            if not loop.is_alive():  # a task's SystemExit ended it before it took this up
+                future.cancel()
 
     def _close_loop(self) -> None:
         with self._loop_lock:
@@ -1121,8 +1126,10 @@ class _Rulebook(_Guarded):
         if self.debug:
             import traceback
 
-            lines = traceback.format_exception(type(error), error, trace)
-            told['traceback'] = ''.join(lines)
+            try:
+                told['traceback'] = ''.join(traceback.format_exception(type(error), error, trace))
+            except Exception as failure:  # such as of a SyntaxError with odd arguments
+                told['traceback'] = f'it cannot be formatted: {_said(failure)}'
         detail = f'{told["type"]}: {told["message"]}'
         return 500, _PROBLEM, _problem(500, detail, exception=told)
 
@@ -1270,6 +1277,10 @@ class _Listener(http.server.ThreadingHTTPServer):
         reuse_port: bool,
     ) -> None:
         self.micro = micro
+        if ssl_context is not None:
+            # ssl.OP_IGNORE_UNEXPECTED_EOF, which not all Pythons name: `_Connection.expire` makes
+            # such ends, and OpenSSL 3 would not let it answer then.  A body tells its own length.
+            ssl_context.options |= 0x80
         self.ssl_context = ssl_context
         self.reuse_port = reuse_port
         self.connections: set[_Connection] = set()
@@ -1294,10 +1305,11 @@ class _Listener(http.server.ThreadingHTTPServer):
             while not self._tick():
                 self.handle_request()
             self.timeout = 0
-            self._accepted = True
-            while self._accepted:  # those who came last get an answer too
+            for _ in range(self.request_queue_size):  # those who came last get an answer too
                 self._accepted = False
                 self.handle_request()
+                if not self._accepted:
+                    break
             self.server_close()
             self.stop_by = time.monotonic() + 0.1  # for those, and for what takes its reply
             while not self._tick():
@@ -1466,8 +1478,8 @@ class _Gateways(_Rulebook):
             size += len(parts[-1])
             more = message.get('more_body', False)
         headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
-        path, root = scope['path'], scope.get('root_path', '')
-        path = (path[len(root) :] if path.startswith(root) else path) or '/'
+        path, root = scope['path'], scope.get('root_path', '').rstrip('/')
+        path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
         query = scope.get('query_string', b'').decode('latin-1')
         path += f'?{query}' if query else ''
         status, fields, reply = await self.aanswer(scope['method'], path, headers, b''.join(parts))
@@ -1538,10 +1550,12 @@ class Microservice(_Gateways):
         return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
 
     def _serving(self) -> _Listener | None:
-        """The listener, if it is one that neither has ended nor was left behind by a fork."""
+        """The listener, if it has not ended; what a fork left behind here is released."""
         listener = self._listener
-        is_over = listener is None or listener.is_over or not listener.thread.is_alive()
-        return None if is_over else listener
+        if listener and listener.thread.ident and not listener.thread.is_alive():
+            listener.server_close()
+            listener.is_over = True
+        return None if listener is None or listener.is_over else listener
 
     @property
     def address(self) -> str:
@@ -1588,8 +1602,8 @@ class Microservice(_Gateways):
         Args:
             grace: seconds, default 10, until what still runs is cut off.
         """
-        listener = self._listener
-        if listener is None or listener.is_over:
+        listener = self._serving()
+        if listener is None:
             self._close_loop()
             return
         listener.stop_by = min(listener.stop_by or math.inf, time.monotonic() + grace)
@@ -1598,7 +1612,7 @@ class Microservice(_Gateways):
             return
         # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
         # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
-        while not listener.is_over and listener.thread.is_alive():  # a fork leaves it behind
+        while not listener.is_over and listener.thread.is_alive():
             time.sleep(0.002)
         if listener.is_over:
             listener.thread.join()
@@ -1612,15 +1626,23 @@ class Microservice(_Gateways):
         ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
     ) -> None:
-        """Serve until Ctrl-C or SIGTERM, then `stop`; a second Ctrl-C ends at once.
+        """Serve until Ctrl-C or SIGTERM, then `stop`; a second one ends at once.
 
         Args, Raises: as `start`.
         """
         import signal
 
         before: Any = None
+        listener: _Listener | None = None
+        told: list[int] = []
+
+        def end(number: int, _: Any) -> None:
+            if told:
+                raise KeyboardInterrupt
+            told.append(number)  # and no exception: where it is raised, it may be lost
+
         if _in_main_thread():
-            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            before = signal.signal(signal.SIGTERM, end)
         try:
             with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
                 listener = self._listener
@@ -1628,10 +1650,11 @@ class Microservice(_Gateways):
                 bound = _netloc(listener.server_name, listener.server_port)
                 where = self.address if bound in self.address else f'{bound}, here {self.address}'
                 print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
-                while not listener.is_over:
+                while not (told or listener.is_over):
                     time.sleep(0.1)
         except KeyboardInterrupt:
-            pass
+            if listener is None:  # it came while the service started
+                self.stop()
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
