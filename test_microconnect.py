@@ -20,6 +20,7 @@ import errno
 import functools
 import gc
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -44,6 +45,7 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 import types
 import typing
 import urllib.request
@@ -1243,6 +1245,16 @@ class TestParsing:
             assert read.body(microconnect._CHUNKED, 20) == body
             assert left(read) == rest
 
+    def test_tiny_chunks(self):
+        """Many chunks of a byte take no more memory than a few times what they hold."""
+        read = stream(b'1\r\nx\r\n' * 20000 + b'0\r\n\r\n')
+        tracemalloc.start()
+        try:
+            assert len(read.body(microconnect._CHUNKED, 100000)) == 20000
+            assert tracemalloc.get_traced_memory()[1] < 300000
+        finally:
+            tracemalloc.stop()
+
     @pytest.mark.parametrize('status, message, bodies', REFUSED_CHUNKED)
     def test_refused_chunked(self, status, message, bodies):
         """A chunked body that is not well formed, or too large, is refused."""
@@ -1547,6 +1559,22 @@ class TestTokens:
             friend.send('/echo', 1)
         with pytest.raises(TypeError, match='non-empty string'):
             service.token = {'/echo': 5}
+
+    def test_replaced_meanwhile(self, monkeypatch):
+        """While tokens are replaced, a rule whose decorator gave one is never without it."""
+        service, got = make(), []
+        service.typing('/guarded', token=SECRET)(fits)
+        replace = microconnect._Tokens.setdefault
+
+        def called_meanwhile(tokens, *args):
+            with pytest.raises(microconnect.Forbidden) as caught:
+                Friend('app1', service).send('/guarded')
+            got.append(caught.value.status)
+            return replace(tokens, *args)
+
+        monkeypatch.setattr(microconnect._Tokens, 'setdefault', called_meanwhile)
+        service.token = {'/echo': 'new'}
+        assert got == [401]
 
     @pytest.mark.parametrize('token', [SECRET, 'ключ-é', '\ud800x', 'None'], ids=ascii)
     def test_wrong_tokens(self, token):
@@ -1939,6 +1967,22 @@ class TestAnswer:
             body = make(debug=debug).answer('POST', '/fail', JSON, b'{"args":["ValueError"]}')[2]
             assert b'File' not in body
             assert b'traceback' not in body
+
+    def test_traceback_that_cannot_be_told(self):
+        """An exception of which Python makes no traceback is told without one."""
+
+        def function():
+            raise SyntaxError('why', ('f', 1, 'a', 'text'))
+
+        service = Microservice('app1', debug=True)
+        service.typing('/f')(function)
+        logging.getLogger('microconnect').disabled = True  # it would fail at the same
+        try:
+            with pytest.raises(SyntaxError) as caught:
+                Friend('app1', service).send('/f')
+        finally:
+            logging.getLogger('microconnect').disabled = False
+        assert 'cannot be formatted' in caught.value.traceback
 
     def test_failures_are_logged(self, caplog):
         """What a function raises is logged with its traceback, at the service."""
@@ -2699,6 +2743,17 @@ class TestTls:
         with Friend('app1', by_name(tls_service), ssl_context=tls_client) as friend:
             assert [friend.send('/count') for _ in range(3)] == [1, 2, 3]
 
+    @pytest.mark.parametrize(
+        'sent', [request(), b'', request()[:20], request()[:-2]], ids=['call', '', 'head', 'body']
+    )
+    def test_too_slow(self, sent, tls_server, tls_client):
+        """A client that is too slow, or idle, is told so over TLS, too."""
+        service = make(read_timeout=0.2, idle_timeout=0.2)
+        with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
+            with tls_client.wrap_socket(connect(service), server_hostname='localhost') as sock:
+                sock.sendall(sent)
+                assert statuses(receive(sock)) == ([200, 408] if sent == request() else [408])
+
     def test_unasked_bytes(self, tls_server, tls_client):
         """A second reply that nobody asked for is not taken for the next call's."""
 
@@ -2953,6 +3008,18 @@ class TestStopping:
                 service.release.set()
         until_released(before)
 
+    def test_stop_under_newcomers(self):
+        """stop ends though new connections come all the time."""
+        with serving() as service:
+            listener = service._listener
+
+            def one_more():
+                listener._accepted = True
+
+            listener.handle_request = one_more
+            with background(service.stop) as stopping:
+                assert stopping.result(TIMEOUT) is None
+
     def test_stop_releases_everything(self):
         """After stop no thread and no descriptor is left, with clients still connected."""
         before = resources()
@@ -3053,12 +3120,39 @@ class TestStopping:
             assert outcome(process) == (0, [], '')
 
     @pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signals to send')
-    def test_second_signal(self):
-        """A second SIGINT ends at once."""
+    @pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM'])
+    def test_signal_while_it_starts(self, number):
+        """A signal that comes just as `run` has started ends the service all the same."""
+        script = f"""
+import os, signal
+from microconnect import Microservice
+Micro = Microservice('app1', token='secret')
+start = Micro.start
+def start_and_get_signal(*args, **kwargs):
+    start(*args, **kwargs)
+    os.kill(os.getpid(), signal.{number})
+    return Micro
+Micro.start = start_and_get_signal
+before = signal.getsignal(signal.SIGTERM)
+Micro.run(0, '127.0.0.1')
+print('ended', signal.getsignal(signal.SIGTERM) is before)
+try:
+    Micro.address
+except RuntimeError:
+    print('stopped')
+"""
+        with run_python(script) as process:
+            code, printed, complaints = outcome(process)
+        assert (code, printed[-3:], complaints) == (0, ['ended', 'True', 'stopped'], '')
+
+    @pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signals to send')
+    @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+    def test_second_signal(self, number):
+        """A second one ends at once."""
         with run_python(SLOW_SERVICE) as process, called(process) as (address, call):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             until(lambda: not answers(address))
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             with pytest.raises(microconnect.ConnectionLost):
                 call.result(TIMEOUT)
             assert outcome(process) == (0, [], '')
@@ -4494,6 +4588,26 @@ class TestAsyncRules:
                 friend.send('/task')
             assert friend.send('/aecho', 'on') == 'on'
 
+    def test_loop_that_ends_before_the_call(self, monkeypatch):
+        """A call that a loop no longer takes up is an error, and no thread waits for it."""
+        service = make_async()
+        friend = Friend('app1', service)
+        assert friend.send('/aecho', 1) == 1
+
+        def lost(coroutine, loop):
+            inspect.getcoroutinelocals(coroutine)['value'].close()
+            coroutine.close()
+            service._loop.close()
+            return concurrent.futures.Future()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, 'run_coroutine_threadsafe', lost)
+            with background(friend.send, '/aecho', 2) as call:
+                with pytest.raises(microconnect.RemoteError):
+                    call.result(TIMEOUT)
+        assert friend.send('/aecho', 3) == 3
+        service.stop()
+
     def test_arguments(self):
         """Arguments that do not fit an async rule are refused as for a plain one."""
         with serving(make_async()) as service, Friend('app1', service.address) as friend:
@@ -5044,7 +5158,17 @@ class TestAsgi:
         answer = by_asgi(service, 'POST', '/echo', JSON_HEADERS, body, pieces=3, disconnect=True)
         assert answer[0] == 413
 
-    @pytest.mark.parametrize('root_path, path', [('/rpc', '/rpc/echo'), ('/rpc', '/echo')])
+    @pytest.mark.parametrize(
+        'root_path, path',
+        [
+            ('/rpc', '/rpc/echo'),
+            ('/rpc', '/echo'),
+            ('/rpc/', '/rpc/echo'),
+            ('/', '/echo'),
+            ('/ec', '/echo'),
+            ('/echo', '/echo/echo'),
+        ],
+    )
     def test_mounted(self, root_path, path):
         """The rule is what follows root_path, which some servers leave out of the path."""
         answer = by_asgi(make(), 'POST', path, JSON_HEADERS, b'{"args":[1]}', root_path=root_path)
@@ -5459,6 +5583,7 @@ from microconnect import Friend, Microservice
 Micro = Microservice('app1')
 Micro.typing('/pid')(os.getpid)
 with Micro.start(port=0, host='127.0.0.1'):
+    inherited = Micro._listener
     warnings.simplefilter('ignore')
     child = os.fork()
     if not child:
@@ -5468,8 +5593,9 @@ with Micro.start(port=0, host='127.0.0.1'):
             os._exit(1)
         except RuntimeError:
             pass
+        code = inherited.socket.fileno() >= 0
         with Micro.start(port=0, host='127.0.0.1'), Friend('app1', Micro.address) as friend:
-            code = friend.send('/pid') != os.getpid()
+            code |= friend.send('/pid') != os.getpid()
         os._exit(code)
     print(os.waitpid(child, 0)[1])
     with Friend('app1', Micro.address) as friend:
