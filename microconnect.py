@@ -803,9 +803,7 @@ def _code_flags(function: Any) -> int:
 
 def _refuse_secret_key(secret_key: str | None) -> None:
     if secret_key is not None:
-        raise NotImplementedError(
-            'secretKey: calls cannot be signed yet; guard the rules by token, and use TLS'
-        )
+        raise NotImplementedError('secretKey: calls cannot be signed yet; use token, and TLS')
 
 
 def _in_main_thread() -> bool:
@@ -918,6 +916,20 @@ class _Loop(threading.Thread):
             await self.closed
         finally:  # also where a task's SystemExit ends the loop
             self.is_open.clear()
+
+    def is_usable(self) -> bool:
+        return self.is_open.is_set() and self.is_alive()  # which it is not after a fork
+
+    def result_of(self, coroutine: Any) -> Any:
+        import asyncio
+        import concurrent.futures
+
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        while True:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return future.result(1)
+            if not self.is_alive():  # it ended before it took this up
+                future.cancel()
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # it has ended by itself
@@ -1059,26 +1071,18 @@ class _Rulebook(_Guarded):
             return self._failure(rule, error)
 
     def _run_in_loop(self, rule: _Rule, awaitable: Any) -> Answer:
-        import asyncio
-        import concurrent.futures
-
         try:
             if _would_block_rules():
                 raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
             with self._loop_lock:
+                if self._loop is None or not self._loop.is_usable():
+                    self._loop = _Loop()
                 loop = self._loop
-                if loop is None or not (loop.is_open.is_set() and loop.is_alive()):  # as after fork
-                    self._loop = loop = _Loop()
-                running = self._run_async(rule, awaitable)
-                future = asyncio.run_coroutine_threadsafe(running, loop.loop)
+            answer: Answer = loop.result_of(self._run_async(rule, awaitable))
+            return answer
         except RuntimeError:
             getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
             raise
-        while True:
-            with contextlib.suppress(concurrent.futures.TimeoutError):
-                return future.result(1)
-            if not loop.is_alive():  # a task's SystemExit ended it before it took this up
-                future.cancel()
 
     def _close_loop(self) -> None:
         with self._loop_lock:
@@ -1195,9 +1199,7 @@ class _Connection(_Stream):
             data = self.sock.recv(_FIRST_READ)
             if idle.pop(self, self) is self or (self.expired and not data):
                 # Told so that a request which crosses this on its way is known not to have run.
-                raise _BadMessage(
-                    'the connection was idle, or the service is stopping; send again', 408
-                )
+                raise _BadMessage('the connection was idle, or the service stops; send again', 408)
             if not data:
                 return False
             self.buffer = data
@@ -1278,8 +1280,7 @@ class _Listener(http.server.ThreadingHTTPServer):
     ) -> None:
         self.micro = micro
         if ssl_context is not None:
-            # ssl.OP_IGNORE_UNEXPECTED_EOF, which not all Pythons name: `_Connection.expire` makes
-            # such ends, and OpenSSL 3 would not let it answer then.  A body tells its own length.
+            # OP_IGNORE_UNEXPECTED_EOF: OpenSSL 3 would not let `_Connection.expire` answer.
             ssl_context.options |= 0x80
         self.ssl_context = ssl_context
         self.reuse_port = reuse_port
@@ -1336,12 +1337,10 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def _evict(self) -> bool:
         """Close the connection that has been idle for longest."""
-        try:
-            connection, _ = self.idle.popitem(last=False)
-        except KeyError:
-            return False
-        connection.expire()
-        return True
+        with contextlib.suppress(KeyError):  # none is idle
+            self.idle.popitem(last=False)[0].expire()
+            return True
+        return False
 
     def get_request(self) -> Any:
         try:
@@ -1386,12 +1385,11 @@ def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> None:
     except TypeError:
         raise TypeError(f'host is a string and port a number, not {where!r}') from None
     except (OSError, OverflowError) as error:
-        kind = type(error) if isinstance(error, OSError) else OSError
         number = getattr(error, 'errno', None) or errno.EINVAL
         why = getattr(error, 'strerror', None) or error
         if number == errno.EADDRINUSE:
             why = f'{why}: stop what listens there, or take another port (0: a free one)'
-        raise kind(number, f'cannot listen on {_netloc(*where)}: {why}') from None
+        raise OSError(number, f'cannot listen on {_netloc(*where)}: {why}') from None
     try:
         micro._warn(listener.server_name)
         listener.thread.start()
@@ -1633,7 +1631,6 @@ class Microservice(_Gateways):
         import signal
 
         before: Any = None
-        listener: _Listener | None = None
         told: list[int] = []
 
         def end(number: int, _: Any) -> None:
@@ -1652,9 +1649,8 @@ class Microservice(_Gateways):
                 print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
                 while not (told or listener.is_over):
                     time.sleep(0.1)
-        except KeyboardInterrupt:
-            if listener is None:  # it came while the service started
-                self.stop()
+        except KeyboardInterrupt:  # maybe the second, or it came while the service started
+            self.stop(grace=0)
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
@@ -1719,10 +1715,8 @@ class _Link(_Stream):
         self.max_body = max_body
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
         self.forks = len(_forks)  # a child that inherits it would get others' replies
-        self.retire_at = 0.0
-        self.is_kept_until = 0.0
+        self.retire_at = self.is_kept_until = self.limit_holds_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
-        self.limit_holds_until = 0.0
         self.thread = 0  # the last that used it
         # Neither TLS nor what gevent makes of a socket.
         self.is_plain = _HAS_KERNEL_TIME and isinstance(sock.recv, types.BuiltinMethodType)
@@ -1861,11 +1855,9 @@ class _Place:
 
     def _prune(self) -> None:
         """Close the link that has been idle for longest, if it is past its time."""
-        try:
+        with contextlib.suppress(IndexError):  # another thread took it meanwhile
             if self.links[0].retire_at < time.monotonic():
                 self.links.popleft().sock.close()
-        except IndexError:
-            pass  # another thread took it meanwhile
 
     def _connect(self, deadline: float) -> _Link:
         link: _Link | None = None
@@ -1912,11 +1904,6 @@ class _Place:
         if status != 200:
             raise OSError(f'the proxy answered {status}')
 
-    def close(self) -> None:
-        with contextlib.suppress(IndexError):  # none is left; other threads may take some, too
-            while True:
-                self.links.pop().sock.close()
-
 
 def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
     """What a call ended by; *unsent* is why it did not leave whole, so that nobody can run it."""
@@ -1938,19 +1925,17 @@ class _InProcess:
         micro._warn()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
-        self.rests_until = self.pause = 0.0
+        self.links: collections.deque[_Link] = collections.deque()  # always empty
+        self.pause = self.rests_until = 0.0
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
     ) -> tuple[_Reply, bytes]:
-        status, _, reply = self.micro._answer(method, rule, _LOCAL, body)
+        headers = {'content-type': 'application/json'}
+        status, _, reply = self.micro._answer(method, rule, headers, body)
         return _Reply(status, len(reply), 0.0, True, ''), reply
 
-    def close(self) -> None:
-        pass
 
-
-_LOCAL = {'content-type': 'application/json'}
 _Proxy = collections.namedtuple('_Proxy', 'host port headers')
 
 
@@ -1983,9 +1968,8 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
 
 def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
     """The proxy that the environment names for *host*; this machine needs none."""
-    is_direct = _is_loopback(_loopback(host)) or any(
-        map(urllib.request.proxy_bypass, (host, netloc))
-    )
+    bypass = urllib.request.proxy_bypass
+    is_direct = _is_loopback(_loopback(host)) or bypass(host) or bypass(netloc)
     url = None if is_direct else urllib.request.getproxies().get(scheme)
     if not url:
         return None
@@ -2136,15 +2120,14 @@ class Friend(_Guarded):
     def wait(self, timeout: float = 60) -> None:
         """Wait until `ping`; CallTimeout, with the reason, if not within *timeout* seconds."""
         deadline = time.monotonic() + _checked_number('timeout', timeout)
-        while True:
-            why = self._why_silent(deadline)
+        why = self._why_silent(deadline)
+        while why:
             left = deadline - time.monotonic()
-            if not why:
-                return
             if left <= 0:
                 told = f'{self._where} did not answer within {timeout} s: {why}'
                 raise CallTimeout(told, sent=False)
             time.sleep(min(left, 0.1))
+            why = self._why_silent(deadline)
 
     def _why_silent(self, deadline: float) -> str:
         """Why none of the addresses answers; an empty string where one does."""
@@ -2164,7 +2147,9 @@ class Friend(_Guarded):
     def close(self) -> None:
         """Close the idle connections; a later call opens new ones."""
         for place in self._places:
-            place.close()
+            with contextlib.suppress(IndexError):  # none is left: other threads may take some, too
+                while True:
+                    place.links.pop().sock.close()
 
     def __enter__(self) -> Friend:
         return self
