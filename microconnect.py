@@ -434,7 +434,8 @@ class _Ended(_BadMessage):
 _SERVER = 'microconnect'  # how a service names itself, which tells a friend how it closes
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
-_BLOCK = 1 << 18  # bytes of a body sent at a time; also what has to move within read_timeout
+_BLOCK = 1 << 18  # bytes of a body that have to move within read_timeout
+_PART = 1 << 20  # bytes of a reply sent at a time: each time wakes whoever takes it
 _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
 
 # Not compiled: importing is to be quick, and re keeps what it has compiled.
@@ -1233,9 +1234,10 @@ class _Connection(_Stream):
         shown = b'' if self.last_head[:5] == b'HEAD ' else body
         self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
         message = memoryview(b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), shown))
-        for start in range(0, len(message), _BLOCK):
-            self.deadline = time.monotonic() + self.micro.read_timeout
-            self.sock.sendall(message[start : start + _BLOCK])
+        for start in range(0, len(message), _PART):
+            part = message[start : start + _PART]
+            self.deadline = time.monotonic() + self.micro.read_timeout * (1 + len(part) // _BLOCK)
+            self.sock.sendall(part)
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
@@ -1624,10 +1626,7 @@ class Microservice(_Gateways):
         ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
     ) -> None:
-        """Serve until Ctrl-C or SIGTERM, then `stop`; a second one ends at once.
-
-        Args, Raises: as `start`.
-        """
+        """Serve as `start` does until Ctrl-C or SIGTERM, then `stop`; a second one ends at once."""
         import signal
 
         before: Any = None
