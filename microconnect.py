@@ -68,6 +68,7 @@ import collections
 import contextlib
 import contextvars
 import datetime
+import email.utils
 import enum
 import errno
 import functools
@@ -434,8 +435,7 @@ class _Ended(_BadMessage):
 _SERVER = 'microconnect'  # how a service names itself, which tells a friend how it closes
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
-_BLOCK = 1 << 18  # bytes of a body that have to move within read_timeout
-_PART = 1 << 20  # bytes of a reply sent at a time: each time wakes whoever takes it
+_BLOCK = 1 << 18  # bytes of a body sent at a time; also what has to move within read_timeout
 _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
 
 # Not compiled: importing is to be quick, and re keeps what it has compiled.
@@ -701,8 +701,6 @@ def _head(first_line: str, *fields: tuple[str, str]) -> bytes:
 @functools.lru_cache(maxsize=64)
 def _reply_head(status: int, headers: Headers, alive: float, second: int) -> bytes:
     """A reply's head; with *alive* 0 seconds the connection is closed."""
-    import email.utils  # http.server has loaded it
-
     first_line = f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}'
     date = email.utils.formatdate(second, usegmt=True)
     kept = ('Keep-Alive', f'timeout={max(1, int(alive))}') if alive else ('Connection', 'close')
@@ -797,8 +795,7 @@ def _code_flags(function: Any) -> int:
     """The flags of the code that calling *function* runs; 0 where it is not Python's."""
     while isinstance(function, functools.partial):
         function = function.func
-    call = type(function).__call__
-    code = getattr(function, '__code__', None) or getattr(call, '__code__', None)
+    code = getattr(function, '__code__', getattr(type(function).__call__, '__code__', None))
     return code.co_flags if code else 0
 
 
@@ -1047,10 +1044,9 @@ class _Rulebook(_Guarded):
             raise _no_rule(method, path, self._rules)
         if len(body) > self.max_body:
             raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
-        if body or method != 'GET':
-            kind = headers.get('content-type', '')
-            if not _is_json(kind):
-                raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
+        kind = headers.get('content-type', '')
+        if (body or method != 'GET') and not _is_json(kind):
+            raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
         args, kwargs, given = _parse_call(body)
         wanted = self._token.of(path)
         if wanted is not None and not _same_token(given, wanted):
@@ -1076,9 +1072,9 @@ class _Rulebook(_Guarded):
             if _would_block_rules():
                 raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
             with self._loop_lock:
-                if self._loop is None or not self._loop.is_usable():
-                    self._loop = _Loop()
                 loop = self._loop
+                if loop is None or not loop.is_usable():
+                    self._loop = loop = _Loop()
             answer: Answer = loop.result_of(self._run_async(rule, awaitable))
             return answer
         except RuntimeError:
@@ -1142,6 +1138,7 @@ class _Rulebook(_Guarded):
 # ----------------------------------------------------------------------------------------- hosts
 
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
+_AT_ONCE = getattr(socket, 'MSG_DONTWAIT', 0)  # Windows has none
 
 
 class _Connection(_Stream):
@@ -1234,10 +1231,13 @@ class _Connection(_Stream):
         shown = b'' if self.last_head[:5] == b'HEAD ' else body
         self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
         message = memoryview(b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), shown))
-        for start in range(0, len(message), _PART):
-            part = message[start : start + _PART]
-            self.deadline = time.monotonic() + self.micro.read_timeout * (1 + len(part) // _BLOCK)
-            self.sock.sendall(part)
+        sent = 0
+        if len(message) > _BLOCK and _AT_ONCE and not self.listener.ssl_context:
+            with contextlib.suppress(BlockingIOError):  # what there is room for waits for nobody
+                sent = self.sock.send(message, _AT_ONCE)
+        for start in range(sent, len(message), _BLOCK):
+            self.deadline = time.monotonic() + self.micro.read_timeout
+            self.sock.sendall(message[start : start + _BLOCK])
 
     def _refuse(self, error: _BadMessage) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
