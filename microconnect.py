@@ -98,7 +98,7 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typ
 if TYPE_CHECKING:
     import logging
     import ssl
-    from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
+    from typing import Any, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, TypeVar
 
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = tuple[tuple[str, str], ...]
@@ -918,16 +918,17 @@ class _Loop(threading.Thread):
     def is_usable(self) -> bool:
         return self.is_open.is_set() and self.is_alive()  # which it is not after a fork
 
-    def result_of(self, coroutine: Any) -> Any:
+    def result_of(self, coroutine: Coroutine[Any, Any, Answer]) -> Answer:
         import asyncio
         import concurrent.futures
 
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        while True:
-            with contextlib.suppress(concurrent.futures.TimeoutError):
-                return future.result(1)
+        # Not result(1): its TimeoutError might be another's, such as of a signal's handler.
+        while not concurrent.futures.wait([future], 1).done:
             if not self.is_alive():  # it ended before it took this up
                 future.cancel()
+                break
+        return future.result()
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # it has ended by itself
@@ -1075,8 +1076,7 @@ class _Rulebook(_Guarded):
                 loop = self._loop
                 if loop is None or not loop.is_usable():
                     self._loop = loop = _Loop()
-            answer: Answer = loop.result_of(self._run_async(rule, awaitable))
-            return answer
+            return loop.result_of(self._run_async(rule, awaitable))
         except RuntimeError:
             getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
             raise

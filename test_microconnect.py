@@ -4589,6 +4589,27 @@ class TestAsyncRules:
                 friend.send('/task')
             assert friend.send('/aecho', 'on') == 'on'
 
+    @pytest.mark.skipif(not hasattr(signal, 'pthread_kill'), reason='no signals to threads here')
+    def test_alarm(self):
+        """What a signal's handler raises ends the wait for an async rule of this process."""
+        service, main = Microservice('app1'), threading.main_thread().ident
+
+        def alarm(*_):
+            raise TimeoutError('the alarm rang')
+
+        @service.typing('/f')
+        async def function():
+            signal.pthread_kill(main, signal.SIGUSR1)
+            await asyncio.Event().wait()
+
+        before = signal.signal(signal.SIGUSR1, alarm)
+        try:
+            with pytest.raises(TimeoutError, match='the alarm rang'):
+                Friend('app1', service).send('/f')
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            service.stop()
+
     def test_loop_that_ends_before_the_call(self, monkeypatch):
         """A call that a loop no longer takes up is an error, and no thread waits for it."""
         service = make_async()
