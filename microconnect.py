@@ -923,11 +923,13 @@ class _Loop(threading.Thread):
         import concurrent.futures
 
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        # Not result(1): its TimeoutError might be another's, such as of a signal's handler.
-        while not concurrent.futures.wait([future], 1).done:
-            if not self.is_alive():  # it ended before it took this up
-                future.cancel()
-                break
+        try:
+            # Not result(1): its TimeoutError might be another's, such as of a signal's handler.
+            while not concurrent.futures.wait([future], 1).done:
+                if not self.is_alive():  # it ended before it took this up
+                    break
+        finally:
+            future.cancel()  # what nobody waits for any more must not go on; one done stays
         return future.result()
 
     def close(self) -> None:

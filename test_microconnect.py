@@ -4589,26 +4589,33 @@ class TestAsyncRules:
                 friend.send('/task')
             assert friend.send('/aecho', 'on') == 'on'
 
-    @pytest.mark.skipif(not hasattr(signal, 'pthread_kill'), reason='no signals to threads here')
+    @pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='no timers here')
     def test_alarm(self):
-        """What a signal's handler raises ends the wait for an async rule of this process."""
-        service, main = Microservice('app1'), threading.main_thread().ident
+        """What a signal's handler raises ends the wait for an async rule, and the rule."""
+        service = Microservice('app1')
+        ended = threading.Event()
 
         def alarm(*_):
             raise TimeoutError('the alarm rang')
 
         @service.typing('/f')
         async def function():
-            signal.pthread_kill(main, signal.SIGUSR1)
-            await asyncio.Event().wait()
+            try:
+                await asyncio.sleep(2 * TIMEOUT)
+            finally:
+                ended.set()
 
-        before = signal.signal(signal.SIGUSR1, alarm)
+        before = signal.signal(signal.SIGALRM, alarm)
         try:
+            # asyncio loses an OSError that is raised just while it wakes its loop: ring again.
+            signal.setitimer(signal.ITIMER_REAL, 0.1, 5)
             with pytest.raises(TimeoutError, match='the alarm rang'):
                 Friend('app1', service).send('/f')
         finally:
-            signal.signal(signal.SIGUSR1, before)
-            service.stop()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert ended.wait(TIMEOUT)
+        service.stop()
 
     def test_loop_that_ends_before_the_call(self, monkeypatch):
         """A call that a loop no longer takes up is an error, and no thread waits for it."""
