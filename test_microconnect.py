@@ -2280,6 +2280,14 @@ with Micro.start(port=0, host='127.0.0.1'), microconnect.Friend('me', Micro.addr
             monkeypatch.undo()
 
 
+@contextlib.contextmanager
+def soon():
+    """The block has to end long before what it waits for: that takes TIMEOUT, or for ever."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < TIMEOUT / 2
+
+
 def until(condition):
     """Wait until *condition* holds: for what is over soon, and has no event that tells."""
     deadline = time.monotonic() + TIMEOUT
@@ -3000,9 +3008,8 @@ class TestStopping:
         with serving(holding(make())) as service, Friend('app1', service.address) as friend:
             with background(friend.send, '/hold') as call:
                 assert service.held.acquire(timeout=TIMEOUT)
-                start = time.monotonic()
-                service.stop(grace=0.1)
-                assert time.monotonic() - start < 1
+                with soon():
+                    service.stop(grace=0.1)
                 with pytest.raises(microconnect.ConnectionLost) as caught:
                     call.result(TIMEOUT)
                 assert caught.value.sent is True
@@ -3459,12 +3466,10 @@ class TestDeadline:
     """The timeout of a call is for all of it."""
 
     def timed(self, address, timeout=0.1, value='x'):
-        """How a call with *timeout* fails; it has to within a second."""
-        with Friend('app1', address, timeout=timeout) as friend:
-            start = time.monotonic()
+        """How a call with *timeout* fails, before the peer does."""
+        with Friend('app1', address, timeout=timeout) as friend, soon():
             with pytest.raises(microconnect.MicroconnectError) as caught:
                 friend.send('/echo', value)
-            assert time.monotonic() - start < 1
         return caught.value
 
     @pytest.mark.parametrize(
@@ -3527,10 +3532,8 @@ class TestDeadline:
                 with Friend('app1', service.address, timeout=0.3) as friend:
                     with background(friend.send, '/echo', 1) as call:
                         assert call.result(TIMEOUT) == 1
-                    start = time.monotonic()
-                    with pytest.raises(microconnect.CallTimeout):
+                    with soon(), pytest.raises(microconnect.CallTimeout):
                         friend.send('/hold')
-                    assert time.monotonic() - start < 1
                 service.release.set()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -3565,10 +3568,8 @@ class TestDeadline:
             with Friend('app1', service.address, timeout=TIMEOUT) as friend:
                 friend.setRule('/hold', timeout=0.1)
                 assert send(first, '/echo', 1) == 1
-                start = time.monotonic()
-                with pytest.raises(microconnect.CallTimeout):
+                with soon(), pytest.raises(microconnect.CallTimeout):
                     send(second, '/hold')
-                assert time.monotonic() - start < 1
             service.release.set()
 
     @pytest.mark.parametrize('timeout', [0, -1, float('nan'), float('inf'), '1', None])
@@ -3944,10 +3945,8 @@ class TestWaiting:
 
     def test_ping_is_bounded(self):
         """ping takes no longer than it is given."""
-        with peer(drip(b'', b'')) as address, Friend('app1', address) as friend:
-            start = time.monotonic()
+        with peer(drip(b'', b'')) as address, Friend('app1', address) as friend, soon():
             assert friend.ping(timeout=0.1) is False
-            assert time.monotonic() - start < 1
 
     def test_ping_several(self):
         """ping is True where any of the addresses answers."""
@@ -3979,11 +3978,9 @@ class TestWaiting:
         with serving() as service:
             address = service.address
         with Friend('app1', address) as friend:
-            start = time.monotonic()
             told = f'^{address} did not answer within 0.1 s: cannot connect to .*refused'
-            with pytest.raises(microconnect.CallTimeout, match=told) as caught:
+            with soon(), pytest.raises(microconnect.CallTimeout, match=told) as caught:
                 friend.wait(0.1)
-        assert time.monotonic() - start < 1
         assert caught.value.sent is False
 
 
@@ -4785,9 +4782,8 @@ class TestAsend:
             return await asyncio.gather(*(friend.asend('/slow', i) for i in range(50)))
 
         with serving(service), Friend('app1', service.address, timeout=TIMEOUT) as friend:
-            begun = time.monotonic()
-            assert asyncio.run(main(friend)) == list(range(50))
-            assert time.monotonic() - begun < 2
+            with soon():  # one after the other they would take twice as long
+                assert asyncio.run(main(friend)) == list(range(50))
 
     def test_loop_runs_on(self):
         """While a call waits, the loop serves others: the call needs one of them to end."""
