@@ -467,7 +467,7 @@ def _parse_request(head: bytes) -> _Request:
     if not found:
         raise _malformed(head)
     method, target, minor, lines = found.groups()
-    headers, count = _parse_fields(lines)
+    headers = _parse_fields(lines)
     host = headers.get('host', '' if minor == b'0' else None)
     if host is None or not re.fullmatch(_HOST, host.encode('latin-1')):
         raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
@@ -485,7 +485,7 @@ def _parse_request(head: bytes) -> _Request:
         # A query is left in the path, so that no rule matches: arguments travel in the body.
         _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + (query or b'').rstrip(b'?').decode(),
         headers,
-        count,
+        lines.count(b'\r\n'),
         _body_length(headers, minor, 0),
         _keeps_alive(headers, minor),
         bool(expects),
@@ -502,7 +502,7 @@ def _parse_reply(head: bytes) -> _Reply:
     if not found:
         raise _malformed(head)
     minor, status, lines = found.groups()
-    headers, _ = _parse_fields(lines)
+    headers = _parse_fields(lines)
     length = _body_length(headers, minor, _TO_THE_END)
     if status in (b'204', b'304') or status[:1] == b'1':
         length = 0
@@ -526,15 +526,14 @@ def _malformed(head: bytes) -> _BadMessage:
     return _BadMessage('the head is malformed (RFC 9112): a first line, then Name: value lines')
 
 
-def _parse_fields(lines: bytes) -> tuple[dict[str, str], int]:
+def _parse_fields(lines: bytes) -> dict[str, str]:
     """Parse header lines that match _FIELDS; those of one name are joined (RFC 9110, 5.3)."""
     headers: dict[str, str] = {}
-    fields = lines.decode('latin-1').split('\r\n')[1:]
-    for field in fields:
+    for field in lines.decode('latin-1').split('\r\n')[1:]:
         name, _, value = field.partition(':')
         name, value = name.lower(), value.strip(' \t')
         headers[name] = f'{headers[name]}, {value}' if name in headers else value
-    return headers, len(fields)
+    return headers
 
 
 def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> int:
