@@ -440,7 +440,8 @@ _FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds n
 
 # Not compiled: importing is to be quick, and re keeps what it has compiled.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_FIELDS = rb'((?:\r\n' + _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*)*)'
+_FIELD = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
+_FIELDS = rb'((?:\r\n' + _FIELD + rb')*)'
 _REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])'
 _REQUEST = _REQUEST_LINE + _FIELDS
 _STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?'
@@ -453,7 +454,6 @@ _HOST = rb'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + rb')(?::[0-9]*)?'
 _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])(' + _HOST + rb'))?'
 _TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
-_TRAILER = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
 
 _Request = collections.namedtuple('_Request', 'method path headers count length keep_alive expects')
 _Reply = collections.namedtuple('_Reply', 'status length keep_alive is_ours fault')
@@ -659,7 +659,7 @@ class _Stream:
         while line:
             line = self._line(spare)
             spare -= len(line)
-            if line and not re.fullmatch(_TRAILER, line):
+            if line and not re.fullmatch(_FIELD, line):
                 raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
         return bytes(body)
 
