@@ -1470,20 +1470,19 @@ class _Gateways(_Rulebook):
             return
         if scope['type'] != 'http':
             raise RuntimeError(f'only http is answered, not {scope["type"]}')
-        parts, size, more = [], 0, True
-        while more and size <= self.max_body:
+        body, more = bytearray(), True
+        while more and len(body) <= self.max_body:
             message = await receive()
             if message['type'] == 'http.disconnect':
                 return
-            parts.append(message.get('body', b''))
-            size += len(parts[-1])
+            body += message.get('body', b'')
             more = message.get('more_body', False)
         headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
         path, root = scope['path'], scope.get('root_path', '').rstrip('/')
         path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
         query = scope.get('query_string', b'').decode('latin-1')
         path += f'?{query}' if query else ''
-        status, fields, reply = await self.aanswer(scope['method'], path, headers, b''.join(parts))
+        status, fields, reply = await self.aanswer(scope['method'], path, headers, bytes(body))
         fields += (('Content-Length', str(len(reply))),)
         raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
         await send({'type': 'http.response.start', 'status': status, 'headers': raw})
