@@ -1697,9 +1697,6 @@ _NO_SETTING = _Setting('POST', None, None)
 # So where Linux can time a blocking socket itself, it does.
 _HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
 _TIMEOUTS = (socket.timeout, TimeoutError, BlockingIOError)  # Python's, and the kernel's
-_forks: list[None] = []  # one for each fork that led to this process
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 
 class _Link(_Stream):
@@ -1713,7 +1710,7 @@ class _Link(_Stream):
         self.sock = sock
         self.max_body = max_body
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
-        self.forks = len(_forks)  # a child that inherits it would get others' replies
+        self.process = os.getpid()  # a child that inherits it would get others' replies
         self.retire_at = self.is_kept_until = self.limit_holds_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.thread = 0  # the last that used it
@@ -1723,7 +1720,7 @@ class _Link(_Stream):
 
     def is_usable(self, now: float) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
-        if self.forks != len(_forks) or now > self.retire_at or self.sock.fileno() < 0:
+        if self.process != os.getpid() or now > self.retire_at or self.sock.fileno() < 0:
             return False
         if now < self.is_kept_until:
             return True
