@@ -1939,11 +1939,10 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
     """Split an address into scheme, host, port and path prefix."""
     if not isinstance(address, str):
         raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
+    if '@' in address:  # which is not shown
+        raise ValueError('an address holds no user and password: rules are guarded by token=...')
     wrong = f"address {address!r} is not like 'http://host:5000': "
     try:
-        if '@' in address:
-            wrong = 'address: '  # not shown
-            raise ValueError('it holds no user and password: rules are guarded by token=...')
         parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
         host, port = parts.hostname, parts.port
         if host and not host.isascii():
