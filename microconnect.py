@@ -415,17 +415,11 @@ def _decode(body: bytes) -> Any:
 
 # -------------------------------------------------------------------------------------- messages
 # HTTP/1.1 framing (RFC 9112), for both sides.  Nothing here knows a socket: a head is parsed by
-# a pure function, and a stream is whatever `recv` and `recv_into` give.
+# a pure function, and a stream is whatever `recv` and `recv_into` give.  Its errors carry the
+# status that a service answers them by.
 
 
-class _BadMessage(BadCall):
-    """The peer's bytes are not HTTP as RFC 9112 has it; *status* is what a server answers."""
-
-    def __init__(self, detail: str, status: int = 400) -> None:
-        super().__init__(detail, status=status)
-
-
-class _Ended(_BadMessage):
+class _Ended(BadCall):
     """The bytes ended in the middle of a message."""
 
     def __init__(self) -> None:
@@ -470,16 +464,16 @@ def _parse_request(head: bytes) -> _Request:
     headers = _parse_fields(lines)
     host = headers.get('host', '' if minor == b'0' else None)
     if host is None or not re.fullmatch(_HOST, host.encode('latin-1')):
-        raise _BadMessage('a request needs one valid Host header (RFC 9112, 3.2)')
+        raise BadCall('a request needs one valid Host header (RFC 9112, 3.2)')
     place = re.fullmatch(_TARGET, target)
     if not place and (method, target) != (b'OPTIONS', b'*'):
-        raise _BadMessage('the request target is not a path (RFC 9112, 3.2)')
+        raise BadCall('the request target is not a path (RFC 9112, 3.2)')
     authority, path, query = place.groups() if place else (None, target, None)
     if authority:
         headers['host'] = authority.decode()  # RFC 9112, 3.2.2: in place of what was sent
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
-        raise _BadMessage('the only expectation met is 100-continue', 417)
+        raise BadCall('the only expectation met is 100-continue', status=417)
     return _Request(
         method.decode(),
         # A query is left in the path, so that no rule matches: arguments travel in the body.
@@ -519,11 +513,11 @@ def _parse_reply(head: bytes) -> _Reply:
     return _Reply(int(status), length, seconds, headers.get('server') == _SERVER, fault)
 
 
-def _malformed(head: bytes) -> _BadMessage:
+def _malformed(head: bytes) -> BadCall:
     """What to say of a head that is none.  Its text is not repeated: it may hold a secret."""
     if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', head):
-        return _BadMessage('only HTTP/1.1 is spoken here', 505)
-    return _BadMessage('the head is malformed (RFC 9112): a first line, then Name: value lines')
+        return BadCall('only HTTP/1.1 is spoken here', status=505)
+    return BadCall('the head is malformed (RFC 9112): a first line, then Name: value lines')
 
 
 def _parse_fields(lines: bytes) -> dict[str, str]:
@@ -542,15 +536,15 @@ def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> in
     if coding is not None:
         # Two statements of one length are how requests are smuggled past a proxy.
         if length is not None or minor == b'0':
-            raise _BadMessage('Transfer-Encoding with Content-Length, or in HTTP/1.0, is refused')
+            raise BadCall('Transfer-Encoding with Content-Length, or in HTTP/1.0, is refused')
         if coding.lower().strip(', \t') == 'chunked':  # a list may have empty elements
             return _CHUNKED
         known = re.fullmatch(r'(?:gzip|x-gzip|deflate|compress)\s*,\s*chunked', coding.lower())
-        raise _BadMessage('the only Transfer-Encoding read is chunked', 501 if known else 400)
+        raise BadCall('the only Transfer-Encoding read is chunked', status=501 if known else 400)
     if length is None:
         return otherwise
     if not (length.isascii() and length.isdigit()):
-        raise _BadMessage('Content-Length is not a number of bytes')
+        raise BadCall('Content-Length is not a number of bytes')
     length = length.lstrip('0') or '0'
     return int(length) if len(length) < 16 else 10**15
 
@@ -569,7 +563,7 @@ def _utf8(path: bytes) -> str:
     try:
         return path.decode()
     except UnicodeDecodeError:
-        raise _BadMessage('the path is not percent-encoded UTF-8') from None
+        raise BadCall('the path is not percent-encoded UTF-8') from None
 
 
 class _Stream:
@@ -617,7 +611,7 @@ class _Stream:
             seen = max(len(head) - 3, 0)
             self._more()
         if len(head) > most:
-            raise _BadMessage(f'the head is over {self.max_head} bytes', 431)
+            raise TooLarge(f'the head is over {self.max_head} bytes', status=431)
         self.last_head, self.buffer = head, rest
         # Only small ones are remembered, so that they stay few bytes.
         return (self.parse if len(head) < 1024 else self.parse.__wrapped__)(head)
@@ -630,12 +624,12 @@ class _Stream:
         if length == _CHUNKED:
             return self._chunks(limit)
         if length > limit:
-            raise _BadMessage(f'the body of {length} bytes is over the limit of {limit}', 413)
+            raise TooLarge(f'the body of {length} bytes is over the limit of {limit}')
         if length >= 0:
             return self._take(length)
         rest = self._take(limit + 1, or_less=True)
         if len(rest) > limit:
-            raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
+            raise TooLarge(f'the body is over the limit of {limit} bytes')
         return rest
 
     def _chunks(self, limit: int) -> bytes:
@@ -646,27 +640,27 @@ class _Stream:
             line = self._line(spare)
             found = re.fullmatch(_CHUNK_LINE, line)
             if not found:
-                raise _BadMessage('a chunk size is malformed (RFC 9112, 7.1)')
+                raise BadCall('a chunk size is malformed (RFC 9112, 7.1)')
             spare -= len(line) - len(found.group(1))
             size = int(found.group(1), 16)
             if len(body) + size > limit:
-                raise _BadMessage(f'the body is over the limit of {limit} bytes', 413)
+                raise TooLarge(f'the body is over the limit of {limit} bytes')
             if not size:
                 break
             body += self._take(size)
             if self._take(2) != b'\r\n':
-                raise _BadMessage('a chunk is longer than its size (RFC 9112, 7.1)')
+                raise BadCall('a chunk is longer than its size (RFC 9112, 7.1)')
         while line:
             line = self._line(spare)
             spare -= len(line)
             if line and not re.fullmatch(_FIELD, line):
-                raise _BadMessage('a trailer is malformed (RFC 9112, 7.1.2)')
+                raise BadCall('a trailer is malformed (RFC 9112, 7.1.2)')
         return bytes(body)
 
     def _line(self, limit: int) -> bytes:
         while b'\r\n' not in self.buffer:
             if len(self.buffer) > limit or b'\n' in self.buffer:
-                raise _BadMessage('a line of a chunked body is malformed or too long')
+                raise BadCall('a line of a chunked body is malformed or too long')
             self._more()
         return self._take(self.buffer.find(b'\r\n') + 2)[:-2]
 
@@ -1182,9 +1176,9 @@ class _Connection(_Stream):
                     self._linger()
                     break
                 waiting = micro.idle_timeout
-        except _BadMessage as error:
+        except MicroconnectError as error:
             if self.expired and isinstance(error, _Ended):
-                error = _BadMessage('the request came too slowly', 408)
+                error = Busy('the request came too slowly', status=408)
             self._refuse(error)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
@@ -1198,7 +1192,7 @@ class _Connection(_Stream):
             data = self.sock.recv(_FIRST_READ)
             if idle.pop(self, self) is self or (self.expired and not data):
                 # Told so that a request which crosses this on its way is known not to have run.
-                raise _BadMessage('the connection was idle, or the service stops; send again', 408)
+                raise Busy('the connection was idle, or the service stops; send again', status=408)
             if not data:
                 return False
             self.buffer = data
@@ -1212,7 +1206,7 @@ class _Connection(_Stream):
         micro = self.micro
         request = self.head()
         if request.count > micro.max_headers:
-            raise _BadMessage(f'there are over {micro.max_headers} header lines', 431)
+            raise TooLarge(f'there are over {micro.max_headers} header lines', status=431)
         length = request.length
         if request.expects and length <= micro.max_body and not self.buffer:
             self.sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
@@ -1220,7 +1214,7 @@ class _Connection(_Stream):
         self.deadline = math.inf
         self.is_answering = True
         if self.listener.stop_by:
-            raise _BadMessage('the service is stopping', 503)
+            raise Busy('the service is stopping')
         status, headers, reply = micro._answer(request.method, request.path, request.headers, body)
         keep = request.keep_alive and not self.listener.stop_by
         self._send(status, headers, reply, keep)
@@ -1240,7 +1234,7 @@ class _Connection(_Stream):
             self.deadline = time.monotonic() + self.micro.read_timeout
             self.sock.sendall(message[start : start + _BLOCK])
 
-    def _refuse(self, error: _BadMessage) -> None:
+    def _refuse(self, error: MicroconnectError) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
         self.expired = False
         with contextlib.suppress(OSError):
@@ -1779,7 +1773,7 @@ class _Link(_Stream):
             while reply.status < 200:  # interim: the final one follows, or the deadline comes
                 reply = self.head()
             body = self.body(reply.length, self.max_body) if reply.length else b''
-        except (OSError, _BadMessage) as error:
+        except (OSError, MicroconnectError) as error:
             raise _failure(error, failure) from None
         now = time.monotonic()
         # What follows the reply was not asked for, and is no reply to the next call.
@@ -1866,7 +1860,7 @@ class _Place:
                 sock = self.ssl_context.wrap_socket(link.sock, server_hostname=self.host)
                 link = _Link(sock, self.max_body)
             return link
-        except (OSError, UnicodeError, _BadMessage) as error:
+        except (OSError, UnicodeError, MicroconnectError) as error:
             if link:
                 link.sock.close()
             why = getattr(error, 'strerror', None) or error
@@ -1906,7 +1900,7 @@ def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
     if unsent:
         lost = CallTimeout if isinstance(unsent, _TIMEOUTS) else ConnectionLost
         return lost(f'the call could not be sent: {unsent}', sent=False)
-    if isinstance(error, _BadMessage):
+    if isinstance(error, MicroconnectError):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
     if isinstance(error, _TIMEOUTS):

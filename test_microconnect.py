@@ -1112,7 +1112,7 @@ def left(read):
 
 def refused(call, *args):
     """The status and message by which *call* refuses."""
-    with pytest.raises(microconnect._BadMessage) as caught:
+    with pytest.raises(microconnect.MicroconnectError) as caught:
         call(*args)
     return caught.value.status, str(caught.value)
 
