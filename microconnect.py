@@ -418,14 +418,6 @@ def _decode(body: bytes) -> Any:
 # a pure function, and a stream is whatever `recv` and `recv_into` give.  Its errors carry the
 # status that a service answers them by.
 
-
-class _Ended(BadCall):
-    """The bytes ended in the middle of a message."""
-
-    def __init__(self) -> None:
-        super().__init__('the connection ended in the middle of a message')
-
-
 _SERVER = 'microconnect'  # how a service names itself, which tells a friend how it closes
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
@@ -580,7 +572,7 @@ class _Stream:
     def _more(self) -> None:
         data = self.sock.recv(_FIRST_READ)
         if not data:
-            raise _Ended
+            raise BadCall('the connection ended in the middle of a message')
         self.progress(len(data))
         self.buffer += data  # which copies nothing where it was empty
 
@@ -591,7 +583,7 @@ class _Stream:
             return data
         data = io.BufferedReader(_Raw(self), 1).read(size)
         if len(data) < size and not or_less:
-            raise _Ended
+            raise BadCall('the connection ended in the middle of a message')
         return data
 
     def head(self) -> Any:
@@ -1177,7 +1169,7 @@ class _Connection(_Stream):
                     break
                 waiting = micro.idle_timeout
         except MicroconnectError as error:
-            if self.expired and isinstance(error, _Ended):
+            if self.expired and error.status == 400:  # cut off by `expire`
                 error = Busy('the request came too slowly', status=408)
             self._refuse(error)
         except OSError:
@@ -1443,7 +1435,7 @@ class _Gateways(_Rulebook):
             raise BadCall('a body needs a Content-Length here', status=411)
         body: bytes = environ['wsgi.input'].read(self.max_body + 1 if is_chunked else length)
         if len(body) < length:
-            raise _Ended
+            raise BadCall('the body is shorter than its Content-Length')
         return body
 
     @property
