@@ -741,8 +741,7 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
         return f'<tokens of {len(self)} rules>'
 
     def of(self, rule: str) -> str | None:
-        token = self._by_rule.get(rule)
-        return self.for_all if token is None else token
+        return self._by_rule.get(rule) or self.for_all
 
 
 class _Guarded:
@@ -837,10 +836,8 @@ def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
 
 
 def _same_token(given: Any, wanted: str) -> bool:
-    """Compare in constant time, as bytes: a str with other than ASCII cannot be compared so."""
-    return isinstance(given, str) and hmac.compare_digest(
-        given.encode('utf-8', 'surrogatepass'), wanted.encode('utf-8', 'surrogatepass')
-    )
+    """Compare in constant time, which takes ASCII."""
+    return isinstance(given, str) and hmac.compare_digest(ascii(given), ascii(wanted))
 
 
 def _is_again(before: Any, function: Any) -> bool:
