@@ -321,13 +321,12 @@ def _plain(value: Any) -> Any:
 def _attributes(value: Any) -> dict[str, Any]:
     """Give what a class travels as: its public attributes, callables left out, names sorted."""
     kind = type(value)
-    if callable(value) or isinstance(value, types.ModuleType):
+    has_attributes = hasattr(value, '__dict__') or hasattr(kind, '__slots__')
+    if callable(value) or isinstance(value, types.ModuleType) or not has_attributes:
         raise TypeError(f'{kind.__name__} has no JSON form')
     if hasattr(kind, '__dataclass_fields__'):
         fields = sys.modules['dataclasses'].fields(value)
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
-    if not hasattr(value, '__dict__') and not hasattr(kind, '__slots__'):
-        raise TypeError(f'{kind.__name__} has no JSON form')
     items = {name: _attribute(value, name) for name in dir(value) if not name.startswith('_')}
     return {name: item for name, item in items.items() if not callable(item)}
 
