@@ -436,7 +436,7 @@ _BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
 _HOST = rb'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + rb')(?::[0-9]*)?'
-_AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])(' + _HOST + rb'))?'
+_AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])' + _HOST + rb')?'
 _TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 
@@ -459,9 +459,7 @@ def _parse_request(head: bytes) -> _Request:
     place = re.fullmatch(_TARGET, target)
     if not place and (method, target) != (b'OPTIONS', b'*'):
         raise BadCall('the request target is not a path (RFC 9112, 3.2)')
-    authority, path, query = place.groups() if place else (None, target, None)
-    if authority:
-        headers['host'] = authority.decode()  # RFC 9112, 3.2.2: in place of what was sent
+    path, query = place.groups() if place else (target, None)
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
         raise BadCall('the only expectation met is 100-continue', status=417)
