@@ -1222,7 +1222,6 @@ class _Connection(_Stream):
 
     def _refuse(self, error: MicroconnectError) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
-        self.expired = False
         with contextlib.suppress(OSError):
             self._send(*self.micro._refusal('', error), keep=False)
             self._linger()
