@@ -1770,10 +1770,6 @@ class _Link(_Stream):
         return reply, body
 
 
-# The first makes the hook that runs them all at exit: after whoever sets one after this import.
-weakref.finalize(_Link, int)
-
-
 class _Place:
     """One address of a service, with its idle connections, and when it last failed."""
 
