@@ -912,9 +912,8 @@ class _Loop(threading.Thread):
         return future.result()
 
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it has ended by itself
+        with contextlib.suppress(RuntimeError):  # it has ended by itself, or this is its thread
             self.loop.call_soon_threadsafe(self.closed.set_result, None)
-        if threading.current_thread() is not self:
             self.join(2)
 
 
