@@ -1641,7 +1641,7 @@ class Microservice(_Gateways):
 
 def _loopback(host: str) -> str:
     """Where to connect to reach *host*: an unspecified address is none everywhere."""
-    return {'0.0.0.0': '127.0.0.1', '': '127.0.0.1', '::': '::1'}.get(host, host)
+    return {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
 
 
 def _is_loopback(host: str) -> bool:
