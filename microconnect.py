@@ -50,7 +50,7 @@ Any other status is a failure, told as RFC 9457 problem details (application/pro
     arguments do not fit the signature            422            BadArguments     no
     token missing or wrong; a foreign web page    401, 403       Forbidden        no
     no such rule, wrong method                    404, 405       UnknownRule      no
-    too large                                     413, 431       TooLarge         no
+    too large                                     413, 431       TooLarge         a reply: yes
     too busy, stopping, or too slow to ask        503, 408       Busy             no
     the function raised                           500            RemoteError      yes
 
@@ -96,7 +96,6 @@ from collections import abc
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
 if TYPE_CHECKING:
-    import logging
     import ssl
     from typing import Any, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, TypeVar
 
@@ -115,10 +114,11 @@ __all__ = [
 # fmt: on
 
 
-def _logger() -> logging.Logger:
-    import logging  # loaded by the first line logged: it is half as large as all the rest
+def _log(level: str, message: str, *args: Any, **more: Any) -> None:
+    with contextlib.suppress(Exception):  # no line of a log is worth an answer
+        import logging  # loaded by the first line logged: it is half as large as all the rest
 
-    return logging.getLogger('microconnect')
+        getattr(logging.getLogger('microconnect'), level)(message, *args, **more)
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -297,6 +297,8 @@ def _plain(value: Any) -> Any:
 
     Raises TypeError where there is no faithful form.
     """
+    if isinstance(value, (str, int, float, list, tuple)):  # a proxy: json knows the real ones
+        raise TypeError(f'{type(value).__name__} has no JSON form')
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (datetime.date, datetime.time)):
@@ -351,7 +353,7 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
             _encoder.encode(form)
             return ''
     except Exception as error:
-        return f'{path}: {error}'
+        return f'{path}: {_said(error)}'
     items: Iterable[Any] = form.items() if isinstance(form, dict) else enumerate(form)
     in_brackets = native or not isinstance(form, dict)  # and not after a dot, as an attribute
     for key, item in items:
@@ -607,9 +609,6 @@ class _Stream:
 
     def body(self, length: int, limit: int) -> bytes:
         """Give the body that follows a head which told *length*."""
-        if length == len(self.buffer) <= limit:  # as most messages come
-            body, self.buffer = self.buffer, b''
-            return body
         if length == _CHUNKED:
             return self._chunks(limit)
         if length > limit:
@@ -754,8 +753,8 @@ class _Guarded:
     def token(self, token: Tokens) -> None:
         tokens = _Tokens(token)
         for rule in list(self._rules.values()):
-            if rule.token:
-                tokens.setdefault(rule.path, rule.token)
+            if rule.token and not tokens.get(rule.path):
+                tokens[rule.path] = rule.token
         self._token = tokens  # last: no call may find a guarded rule without its token
 
 
@@ -765,7 +764,6 @@ def _checked_token(rule: str, token: Any) -> Any:
     raise TypeError(f'the token of {rule} has to be a non-empty string')
 
 
-@functools.lru_cache(maxsize=256)
 def _path_of(rule: Any) -> str:
     if not isinstance(rule, str) or not rule:
         raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
@@ -863,6 +861,7 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
     near = _nearest(path, rules)
     hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
     if '?' in path:
+        path = path[: path.index('?') + 1]  # what follows may be a token
         hint = 'the arguments of a call are in its body, not in a query'
     return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
 
@@ -870,8 +869,9 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
 class _Loop(threading.Thread):
     """The event loop of a service's async rules, in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, service: _Rulebook) -> None:
         super().__init__(daemon=True)
+        self.service = weakref.ref(service, self.end)  # which may be left behind, never stopped
         self.is_open = threading.Event()
         self.start()
         while not self.is_open.wait(0.1):
@@ -887,10 +887,10 @@ class _Loop(threading.Thread):
         import asyncio
 
         self.loop = asyncio.get_running_loop()
-        self.closed = self.loop.create_future()
+        self.ending = asyncio.Event()
         self.is_open.set()
         try:
-            await self.closed
+            await self.ending.wait()
         finally:  # also where a task's SystemExit ends the loop
             self.is_open.clear()
 
@@ -911,9 +911,13 @@ class _Loop(threading.Thread):
             future.cancel()  # what nobody waits for any more must not go on; one done stays
         return future.result()
 
+    def end(self, _: Any = None) -> None:
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            self.loop.call_soon_threadsafe(self.ending.set)
+
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it has ended by itself, or this is its thread
-            self.loop.call_soon_threadsafe(self.closed.set_result, None)
+        self.end()
+        with contextlib.suppress(RuntimeError):  # this is its thread
             self.join(2)
 
 
@@ -927,7 +931,7 @@ class _Rulebook(_Guarded):
         self._rules: dict[str, _Rule] = {}
         self.token = token
         self._loop: _Loop | None = None
-        self._loop_lock = threading.RLock()  # a signal's handler may stop who holds it
+        self._lock = threading.RLock()  # a signal's handler may start or stop who holds it
 
     def typing(
         self, rule: str, token: str | None = None, methods: Sequence[str] = ('POST',)
@@ -945,7 +949,8 @@ class _Rulebook(_Guarded):
         if not isinstance(rule, str):
             raise TypeError(f"write @Micro.typing('/rule'), with the rule, not {rule!r}")
         path = _path_of(rule)
-        if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
+        is_odd = isinstance(methods, (str, abc.Iterator))  # an iterator gives its items only once
+        if is_odd or not methods or not set(methods) <= set(_METHODS):
             raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
         _checked_token(rule, token)
 
@@ -1040,7 +1045,7 @@ class _Rulebook(_Guarded):
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
             value = context.run(rule.function, *args, **kwargs)
-            if hasattr(value, '__await__'):  # its code did not show that it is async
+            if hasattr(type(value), '__await__'):  # its code did not show that it is async
                 return self._run_in_loop(rule, value)
             return context.run(self._reply, value)
         except BaseException as error:
@@ -1052,17 +1057,17 @@ class _Rulebook(_Guarded):
         try:
             if _would_block_rules():
                 raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
-            with self._loop_lock:
+            with self._lock:
                 loop = self._loop
                 if loop is None or not loop.is_usable():
-                    self._loop = loop = _Loop()
+                    self._loop = loop = _Loop(self)
             return loop.result_of(self._run_async(rule, awaitable))
         except RuntimeError:
             getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
             raise
 
     def _close_loop(self) -> None:
-        with self._loop_lock:
+        with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
@@ -1091,7 +1096,7 @@ class _Rulebook(_Guarded):
 
     def _refusal(self, path: str, refusal: MicroconnectError) -> Answer:
         status = refusal.status or 500
-        _logger().info('refused %d: %r: %s', status, path, refusal)
+        _log('info', 'refused %d: %r: %r', status, path.partition('?')[0], str(refusal))
         extra: Headers = getattr(refusal, 'headers', ())
         return status, _PROBLEM + extra, _problem(status, str(refusal))
 
@@ -1102,7 +1107,7 @@ class _Rulebook(_Guarded):
         if is_call and _code_flags(rule.function):
             # One frame: Python code would have a second, had the function begun to run.
             return self._refusal(rule.path, BadArguments(str(error)))
-        _logger().error('%s raised', rule.path, exc_info=error)
+        _log('error', '%s raised', rule.path, exc_info=(type(error), error, trace))
         told = {'type': type(error).__name__, 'message': _said(error)}
         if self.debug:
             import traceback
@@ -1269,6 +1274,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.idle: collections.OrderedDict[_Connection, None] = collections.OrderedDict()
         self.stop_by: float | None = None
         self.is_over = False
+        self.process = os.getpid()
         self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         super().__init__(address, http.server.BaseHTTPRequestHandler)
         self.thread = threading.Thread(target=self._serve, name='microconnect', daemon=True)
@@ -1282,6 +1288,10 @@ class _Listener(http.server.ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
+    def url(self) -> str:
+        scheme = 'https' if self.ssl_context else 'http'
+        return f'{scheme}://{_netloc(_loopback(self.server_name), self.server_port)}'
+
     def _serve(self) -> None:
         try:
             while not self._tick():
@@ -1292,6 +1302,8 @@ class _Listener(http.server.ThreadingHTTPServer):
                 self.handle_request()
                 if not self._accepted:
                     break
+            with contextlib.suppress(OSError):  # where a child was forked, close() keeps the port
+                self.socket.shutdown(socket.SHUT_RDWR)
             self.server_close()
             self.stop_by = time.monotonic() + 0.1  # for those, and for what takes its reply
             while not self._tick():
@@ -1356,7 +1368,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _logger().exception('a connection failed')
+        _log('exception', 'a connection failed')
 
 
 def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> None:
@@ -1389,11 +1401,11 @@ class _Gateways(_Rulebook):
             near = _nearest(path, self._rules)
             # Where nothing is near, it may be the token itself, misplaced.
             told = f'{path!r}: did you mean {near!r}?' if near else 'for it'
-            _logger().warning('a token is set, and there is no rule %s', told)
+            _log('warning', 'a token is set, and there is no rule %s', told)
         is_open = [path for path in list(self._rules) if self.token.of(path) is None]
         if is_open and not _is_loopback(host):
             advice = 'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1'
-            _logger().warning(advice, host, ', '.join(is_open))
+            _log('warning', advice, host, ', '.join(is_open))
 
     @property
     def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
@@ -1519,8 +1531,8 @@ class Microservice(_Gateways):
         self.host = host
         self.max_head = _checked_number('max_head', max_head)
         self.max_headers = _checked_number('max_headers', max_headers)
-        self.read_timeout = _checked_number('read_timeout', read_timeout)
-        self.idle_timeout = _checked_number('idle_timeout', idle_timeout)
+        self.read_timeout = _checked_seconds('read_timeout', read_timeout)
+        self.idle_timeout = _checked_seconds('idle_timeout', idle_timeout)
         self.max_connections = _checked_number('max_connections', max_connections)
         self._listener: _Listener | None = None
 
@@ -1530,7 +1542,7 @@ class Microservice(_Gateways):
     def _serving(self) -> _Listener | None:
         """The listener, if it has not ended; what a fork left behind here is released."""
         listener = self._listener
-        if listener and listener.thread.ident and not listener.thread.is_alive():
+        if listener and listener.process != os.getpid():
             listener.server_close()
             listener.is_over = True
         return None if listener is None or listener.is_over else listener
@@ -1541,8 +1553,7 @@ class Microservice(_Gateways):
         listener = self._serving()
         if listener is None:
             raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
-        scheme = 'https' if listener.ssl_context else 'http'
-        return f'{scheme}://{_netloc(_loopback(listener.server_name), listener.server_port)}'
+        return listener.url()
 
     def start(
         self,
@@ -1564,11 +1575,12 @@ class Microservice(_Gateways):
             OSError: it cannot listen there; the message says where and why.
             RuntimeError: it serves already.
         """
-        if self._serving():
-            raise RuntimeError(f'{self.name} serves already, at {self.address}')
-        self.debug = self.debug if debug is None else debug
-        where = (self.host if host is None else host, self.port if port is None else port)
-        _listen(self, where, _checked_context(ssl_context), reuse_port)
+        with self._lock:
+            if self._serving():
+                raise RuntimeError(f'{self.name} serves already, at {self.address}')
+            self.debug = self.debug if debug is None else debug
+            where = (self.host if host is None else host, self.port if port is None else port)
+            _listen(self, where, _checked_context(ssl_context), reuse_port)
         return self
 
     def stop(self, grace: float = 10) -> None:
@@ -1590,10 +1602,9 @@ class Microservice(_Gateways):
             return
         # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
         # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
-        while not listener.is_over and listener.thread.is_alive():
+        while not listener.is_over:
             time.sleep(0.002)
-        if listener.is_over:
-            listener.thread.join()
+        listener.thread.join()
 
     def run(
         self,
@@ -1622,7 +1633,8 @@ class Microservice(_Gateways):
                 listener = self._listener
                 assert listener
                 bound = _netloc(listener.server_name, listener.server_port)
-                where = self.address if bound in self.address else f'{bound}, here {self.address}'
+                here = listener.url()  # not self.address: another thread may have stopped it
+                where = here if bound in here else f'{bound}, here {here}'
                 print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
                 while not (told or listener.is_over):
                     time.sleep(0.1)
@@ -1649,10 +1661,14 @@ def _is_loopback(host: str) -> bool:
     return host in names or host.startswith(('127.', '::ffff:127.'))
 
 
-def _checked_number(name: str, value: Any) -> Any:
-    if isinstance(value, (int, float)) and 0 < value <= threading.TIMEOUT_MAX:
+def _checked_number(name: str, value: Any, most: float = sys.maxsize) -> Any:
+    if isinstance(value, (int, float)) and 0 < value <= most:
         return value
-    raise ValueError(f'{name} is a number above 0, not {value!r}')
+    raise ValueError(f'{name} is a number above 0 and at most {most:.0f}, not {value!r}')
+
+
+def _checked_seconds(name: str, value: Any) -> Any:
+    return _checked_number(name, value, threading.TIMEOUT_MAX)
 
 
 def _checked_context(ssl_context: Any) -> Any:
@@ -1691,6 +1707,7 @@ class _Link(_Stream):
         self.process = os.getpid()  # a child that inherits it would get others' replies
         self.retire_at = self.is_kept_until = self.limit_holds_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
+        self.unsent: OSError | None = None  # why the call did not leave whole: nobody can run it
         self.thread = 0  # the last that used it
         # Neither TLS nor what gevent makes of a socket.
         self.is_plain = _HAS_KERNEL_TIME and isinstance(sock.recv, types.BuiltinMethodType)
@@ -1734,7 +1751,7 @@ class _Link(_Stream):
     def exchange(self, message: bytes, now: float, deadline: float) -> tuple[_Reply, bytes]:
         """Send a request and give its reply; MicroconnectError tells what failed."""
         self.deadline = deadline
-        failure: OSError | None = None
+        self.unsent = None
         try:
             self._check_time(now)
             sent = self.sock.send(message)
@@ -1742,11 +1759,12 @@ class _Link(_Stream):
                 self._check_time(time.monotonic())
                 sent += self.sock.send(memoryview(message)[sent:])
         except OSError as error:
-            if not isinstance(error, ConnectionError) and time.monotonic() < deadline - 0.01:
-                # Such as by a handler of a signal, which may come after all was sent.
+            # What a signal's handler raises has mostly no number, and may come after all was sent.
+            is_own = isinstance(error, ConnectionError) and error.errno
+            if not is_own and time.monotonic() < deadline - 0.01:
                 raise _failure(error, None) from None
             # A service that refuses what it has not read answers, and closes: look for its reply.
-            failure = error
+            self.unsent = error
             self.deadline, self.limit_holds_until = min(deadline, time.monotonic() + 1), 0.0
         try:
             self.progress()
@@ -1758,7 +1776,7 @@ class _Link(_Stream):
                 reply = self.head()
             body = self.body(reply.length, self.max_body) if reply.length else b''
         except (OSError, MicroconnectError) as error:
-            raise _failure(error, failure) from None
+            raise _failure(error, self.unsent) from None
         now = time.monotonic()
         # What follows the reply was not asked for, and is no reply to the next call.
         is_kept = reply.keep_alive and not self.buffer and not self.held()
@@ -1776,6 +1794,8 @@ class _Place:
         self.address = address
         self.max_body = max_body
         self.scheme, self.host, self.port, base = _parse_address(address)
+        if ssl_context is not None and self.scheme == 'http':
+            raise ValueError(f'{address!r} is not encrypted: write https:// or give no ssl_context')
         if ssl_context is None and self.scheme == 'https':
             import ssl
 
@@ -1810,7 +1830,8 @@ class _Place:
                 reply, data = link.exchange(message, now, deadline)
             except BaseException as error:
                 link.sock.close()
-                if not (is_fresh or getattr(error, 'sent', True)):
+                # Not error.sent: what a signal's handler raises may be of another call.
+                if link.unsent and not is_fresh and isinstance(error, ConnectionLost):
                     continue  # it was closed while idle
                 raise
             if link.retire_at:
@@ -1876,7 +1897,9 @@ class _Place:
 
 
 def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
-    """What a call ended by; *unsent* is why it did not leave whole, so that nobody can run it."""
+    """What a call ended by; *unsent* is why it did not leave whole, if it did not."""
+    if isinstance(error, MicroconnectError) and error.rule:  # a call of a signal's handler
+        return error
     if unsent:
         lost = CallTimeout if isinstance(unsent, _TIMEOUTS) else ConnectionLost
         return lost(f'the call could not be sent: {unsent}', sent=False)
@@ -1884,7 +1907,8 @@ def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
     if isinstance(error, _TIMEOUTS):
-        return CallTimeout('no full reply in time; the call may have run')
+        told = 'no full reply within the timeout= of the friend or the rule; the call may have run'
+        return CallTimeout(told)
     return ConnectionLost(f'{error}; the call may have run')
 
 
@@ -1904,6 +1928,11 @@ class _InProcess:
         headers = {'content-type': 'application/json'}
         status, _, reply = self.micro._answer(method, rule, headers, body)
         return _Reply(status, len(reply), 0.0, True, ''), reply
+
+
+def _place_of(address: Any, ssl_context: Any, max_body: int) -> Any:
+    is_here = isinstance(address, Microservice)
+    return _InProcess(address) if is_here else _Place(address, ssl_context, max_body)
 
 
 _Proxy = collections.namedtuple('_Proxy', 'host port headers')
@@ -1968,7 +1997,7 @@ class Friend(_Guarded):
         token (dict or str): rule -> token, or one for every rule.
         secretKey: signing comes later: anything but None raises NotImplementedError.
         timeout (float): seconds for a whole call, connecting included, default 60.
-        ssl_context: for https; default: ssl.create_default_context().
+        ssl_context: for https, and only that; default: ssl.create_default_context().
         max_body (int): bytes of a request's or reply's body, default 64 MiB.
 
     Raises:
@@ -1989,17 +2018,12 @@ class Friend(_Guarded):
         _refuse_secret_key(secretKey)
         self.name = name
         self.token = token
-        self.timeout = _checked_number('timeout', timeout)
+        self.timeout = _checked_seconds('timeout', timeout)
         self.max_body = _checked_number('max_body', max_body)
         several = address if isinstance(address, (list, tuple)) else (address,)
-        self._places: list[Any] = [
-            _InProcess(place)
-            if isinstance(place, Microservice)
-            else _Place(place, ssl_context, max_body)
-            for place in several
-        ]
-        if not self._places:
+        if not several:
             raise ValueError('address is an empty list: give at least one')
+        self._places = [_place_of(one, ssl_context, max_body) for one in several]
         self._where = ', '.join(place.address for place in self._places)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
@@ -2029,7 +2053,7 @@ class Friend(_Guarded):
         if method is not None and method not in _METHODS:
             raise ValueError(f'method is one of {_METHODS}; a token is given by token=...')
         _checked_token(rule, token)
-        seconds = None if timeout is None else _checked_number('timeout', timeout)
+        seconds = None if timeout is None else _checked_seconds('timeout', timeout)
         self._settings[path] = _Setting(method or 'POST', token, seconds)
 
     # The two underscores keep `self` and `rule` free for the remote function, on Python 3.7 too.
@@ -2084,11 +2108,11 @@ class Friend(_Guarded):
 
     def ping(self, timeout: float = 5) -> bool:
         """Whether HTTP is answered at any of the addresses, within *timeout* seconds."""
-        return not self._why_silent(time.monotonic() + _checked_number('timeout', timeout))
+        return not self._why_silent(time.monotonic() + _checked_seconds('timeout', timeout))
 
     def wait(self, timeout: float = 60) -> None:
         """Wait until `ping`; CallTimeout, with the reason, if not within *timeout* seconds."""
-        deadline = time.monotonic() + _checked_number('timeout', timeout)
+        deadline = time.monotonic() + _checked_seconds('timeout', timeout)
         why = self._why_silent(deadline)
         while why:
             left = deadline - time.monotonic()
@@ -2141,6 +2165,8 @@ class Friend(_Guarded):
                     place.pause = place.rests_until = 0.0
                 return _returned(reply, data)
             except MicroconnectError as error:
+                if error.rule is not None:  # another call's, out of a signal's handler
+                    raise
                 failures.append(error.at(rule, place.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
                     raise
