@@ -609,12 +609,12 @@ class _Stream:
 
     def body(self, length: int, limit: int) -> bytes:
         """Give the body that follows a head which told *length*."""
+        if 0 <= length <= limit:
+            return self._take(length)
         if length == _CHUNKED:
             return self._chunks(limit)
         if length > limit:
             raise TooLarge(f'the body of {length} bytes is over the limit of {limit}')
-        if length >= 0:
-            return self._take(length)
         rest = self._take(limit + 1, or_less=True)
         if len(rest) > limit:
             raise TooLarge(f'the body is over the limit of {limit} bytes')
