@@ -50,7 +50,7 @@ Any other status is a failure, told as RFC 9457 problem details (application/pro
     arguments do not fit the signature            422            BadArguments     no
     token missing or wrong; a foreign web page    401, 403       Forbidden        no
     no such rule, wrong method                    404, 405       UnknownRule      no
-    too large                                     413, 431       TooLarge         a reply: yes
+    too large (or the reply was: then it ran)     413, 431       TooLarge         no
     too busy, stopping, or too slow to ask        503, 408       Busy             no
     the function raised                           500            RemoteError      yes
 
