@@ -102,7 +102,7 @@ if TYPE_CHECKING:
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = tuple[tuple[str, str], ...]
     Answer = tuple[int, Headers, bytes]
-    Tokens = str | Mapping[str, str | None] | None
+    Tokens = str | Mapping[str, str] | None
 
 __version__ = '0.1.0'
 # fmt: off
@@ -297,8 +297,9 @@ def _plain(value: Any) -> Any:
 
     Raises TypeError where there is no faithful form.
     """
-    if isinstance(value, (str, int, float, list, tuple)):  # a proxy: json knows the real ones
-        raise TypeError(f'{type(value).__name__} has no JSON form')
+    # What json knows by itself, only a proxy brings here; what has tokens keeps them.
+    if isinstance(value, (str, int, float, list, tuple, type(None), _Guarded, _Tokens)):
+        raise _formless(value)
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (datetime.date, datetime.time)):
@@ -313,7 +314,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, (abc.Set, abc.Iterator, abc.ValuesView, collections.deque, range)):
         return list(value)
-    for module, name in (('decimal', 'Decimal'), ('uuid', 'UUID')):
+    for module, name in (('decimal', 'Decimal'), ('fractions', 'Fraction'), ('uuid', 'UUID')):
         # Not imported for this: where nobody has, there is no such value.
         if isinstance(value, getattr(sys.modules.get(module), name, ())):
             return str(value)
@@ -322,15 +323,20 @@ def _plain(value: Any) -> Any:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """Give what a class travels as: its public attributes, callables left out, names sorted."""
-    kind = type(value)
-    has_attributes = hasattr(value, '__dict__') or hasattr(kind, '__slots__')
+    has_attributes = hasattr(value, '__dict__') or hasattr(type(value), '__slots__')
     if callable(value) or isinstance(value, types.ModuleType) or not has_attributes:
-        raise TypeError(f'{kind.__name__} has no JSON form')
-    if hasattr(kind, '__dataclass_fields__'):
+        raise _formless(value)
+    if hasattr(type(value), '__dataclass_fields__'):
         fields = sys.modules['dataclasses'].fields(value)
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
     items = {name: _attribute(value, name) for name in dir(value) if not name.startswith('_')}
     return {name: item for name, item in items.items() if not callable(item)}
+
+
+def _formless(value: Any) -> TypeError:
+    name = f'{type(value).__module__}.{type(value).__name__}'.replace('builtins.', '')
+    hint = ': send its .tolist()' if hasattr(value, 'tolist') else ''  # of numpy and its like
+    return TypeError(f'{name} has no JSON form{hint}')
 
 
 def _attribute(value: Any, name: str) -> Any:
@@ -347,7 +353,7 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
     if len(above) > 200:
         return f'{path[:60]}...: nested too deeply'
     try:
-        native = isinstance(value, (str, int, float, list, tuple, dict, type(None)))
+        native = issubclass(type(value), (str, int, float, list, tuple, dict, type(None)))
         form = value if native else _plain(value)
         if not isinstance(form, (list, tuple, dict)):
             _encoder.encode(form)
@@ -496,10 +502,9 @@ def _parse_reply(head: bytes) -> _Reply:
         told = re.search(r'timeout=([0-9]{1,6})\b', headers.get('keep-alive', ''))
         # Where none is told: below the 5 s of Node and uvicorn, the shortest in wide use.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
-    fault, kind = '', headers.get('content-type', '')
-    if not _is_json(kind):
-        fault = f'the reply has Content-Type {kind[:99]!r}'
-    elif headers.get('content-encoding', 'identity') != 'identity':
+    kind, coding = headers.get('content-type', ''), headers.get('content-encoding', 'identity')
+    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}'
+    if coding != 'identity':
         fault = 'the reply is compressed, which was not asked for'
     return _Reply(int(status), length, seconds, headers.get('server') == _SERVER, fault)
 
@@ -614,10 +619,10 @@ class _Stream:
         if length == _CHUNKED:
             return self._chunks(limit)
         if length > limit:
-            raise TooLarge(f'the body of {length} bytes is over the limit of {limit}')
+            raise TooLarge(f'the body of {length} bytes is over max_body={limit}')
         rest = self._take(limit + 1, or_less=True)
         if len(rest) > limit:
-            raise TooLarge(f'the body is over the limit of {limit} bytes')
+            raise TooLarge(f'the body is over max_body={limit} bytes')
         return rest
 
     def _chunks(self, limit: int) -> bytes:
@@ -632,7 +637,7 @@ class _Stream:
             spare -= len(line) - len(found.group(1))
             size = int(found.group(1), 16)
             if len(body) + size > limit:
-                raise TooLarge(f'the body is over the limit of {limit} bytes')
+                raise TooLarge(f'the body is over max_body={limit} bytes')
             if not size:
                 break
             body += self._take(size)
@@ -713,16 +718,16 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
         if not isinstance(token, (type(None), str, abc.Mapping)):
             raise TypeError("token is one string for every rule, or a dict {'/rule': 'token'}")
         self.for_all: str | None = getattr(token, 'for_all', None)
-        self._by_rule: dict[str, str | None] = {}
+        self._by_rule: dict[str, str] = {}
         if isinstance(token, str):
             self.for_all, token = _checked_token('every rule', token), None
         self.update(token or {})
 
-    def __getitem__(self, rule: str) -> str | None:
+    def __getitem__(self, rule: str) -> str:
         return self._by_rule[_path_of(rule)]
 
-    def __setitem__(self, rule: str, token: str | None) -> None:
-        self._by_rule[_path_of(rule)] = _checked_token(rule, token)
+    def __setitem__(self, rule: str, token: str) -> None:
+        self._by_rule[_path_of(rule)] = _checked_token(rule, token or '')
 
     def __delitem__(self, rule: str) -> None:
         del self._by_rule[_path_of(rule)]
@@ -732,9 +737,6 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
 
     def __len__(self) -> int:
         return len(self._by_rule)
-
-    def __repr__(self) -> str:
-        return f'<tokens of {len(self)} rules>'
 
     def of(self, rule: str) -> str | None:
         return self._by_rule.get(rule) or self.for_all
@@ -753,8 +755,8 @@ class _Guarded:
     def token(self, token: Tokens) -> None:
         tokens = _Tokens(token)
         for rule in list(self._rules.values()):
-            if rule.token and not tokens.get(rule.path):
-                tokens[rule.path] = rule.token
+            if rule.token:
+                tokens.setdefault(rule.path, rule.token)
         self._token = tokens  # last: no call may find a guarded rule without its token
 
 
@@ -894,9 +896,6 @@ class _Loop(threading.Thread):
         finally:  # also where a task's SystemExit ends the loop
             self.is_open.clear()
 
-    def is_usable(self) -> bool:
-        return self.is_open.is_set() and self.is_alive()  # which it is not after a fork
-
     def result_of(self, coroutine: Coroutine[Any, Any, Answer]) -> Answer:
         import asyncio
         import concurrent.futures
@@ -931,7 +930,11 @@ class _Rulebook(_Guarded):
         self._rules: dict[str, _Rule] = {}
         self.token = token
         self._loop: _Loop | None = None
-        self._lock = threading.RLock()  # a signal's handler may start or stop who holds it
+        self._locks: dict[int, Any] = {}  # by process: a fork copies a lock as held as it is
+
+    def _lock(self) -> Any:
+        """The lock of what starts and stops; reentrant, for a signal's handler may stop too."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def typing(
         self, rule: str, token: str | None = None, methods: Sequence[str] = ('POST',)
@@ -949,8 +952,7 @@ class _Rulebook(_Guarded):
         if not isinstance(rule, str):
             raise TypeError(f"write @Micro.typing('/rule'), with the rule, not {rule!r}")
         path = _path_of(rule)
-        is_odd = isinstance(methods, (str, abc.Iterator))  # an iterator gives its items only once
-        if is_odd or not methods or not set(methods) <= set(_METHODS):
+        if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
             raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
         _checked_token(rule, token)
 
@@ -1029,7 +1031,7 @@ class _Rulebook(_Guarded):
                 return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None), [], {}
             raise _no_rule(method, path, self._rules)
         if len(body) > self.max_body:
-            raise TooLarge(f'the body of {len(body)} bytes is over the limit of {self.max_body}')
+            raise TooLarge(f'the body of {len(body)} bytes is over max_body={self.max_body}')
         kind = headers.get('content-type', '')
         if (body or method != 'GET') and not _is_json(kind):
             raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
@@ -1057,9 +1059,9 @@ class _Rulebook(_Guarded):
         try:
             if _would_block_rules():
                 raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
-            with self._lock:
+            with self._lock():
                 loop = self._loop
-                if loop is None or not loop.is_usable():
+                if not (loop and loop.is_open.is_set() and loop.is_alive()):  # as after a fork
                     self._loop = loop = _Loop(self)
             return loop.result_of(self._run_async(rule, awaitable))
         except RuntimeError:
@@ -1067,7 +1069,7 @@ class _Rulebook(_Guarded):
             raise
 
     def _close_loop(self) -> None:
-        with self._lock:
+        with self._lock():
             loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
@@ -1091,7 +1093,7 @@ class _Rulebook(_Guarded):
             value = list(value)  # what it raises is the rule's
         body = _encode(value if type(value) is tuple else (value,), 'reply')
         if len(body) > self.max_body:
-            raise ValueError(f'the reply of {len(body)} bytes is over the limit of {self.max_body}')
+            raise ValueError(f'the reply of {len(body)} bytes is over max_body={self.max_body}')
         return 200, _JSON, body
 
     def _refusal(self, path: str, refusal: MicroconnectError) -> Answer:
@@ -1313,6 +1315,7 @@ class _Listener(http.server.ThreadingHTTPServer):
                 connection.expire()
             self.micro._close_loop()
         finally:
+            self.server_close()
             self.is_over = True
 
     def _tick(self) -> bool:
@@ -1404,8 +1407,8 @@ class _Gateways(_Rulebook):
             _log('warning', 'a token is set, and there is no rule %s', told)
         is_open = [path for path in list(self._rules) if self.token.of(path) is None]
         if is_open and not _is_loopback(host):
-            advice = 'anyone who reaches %s can call %s: give them tokens, or listen on 127.0.0.1'
-            _log('warning', advice, host, ', '.join(is_open))
+            advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
+            _log('warning', advice, ', '.join(is_open), host)
 
     @property
     def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
@@ -1433,7 +1436,7 @@ class _Gateways(_Rulebook):
         told = {'content-length': environ.get('CONTENT_LENGTH') or '0'}
         length = _body_length(told, b'1', 0)
         if length > self.max_body:
-            raise TooLarge(f'the body of {length} bytes is over the limit of {self.max_body}')
+            raise TooLarge(f'the body of {length} bytes is over max_body={self.max_body}')
         is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
         if is_chunked and not environ.get('wsgi.input_terminated'):  # nobody says where it ends
             raise BadCall('a body needs a Content-Length here', status=411)
@@ -1489,7 +1492,7 @@ class Microservice(_Gateways):
     Args:
         name (str): told by GET /; recommended: ``__name__``.
         port (int): where to listen, default 5000; 0 takes a free one.
-        host (str): default '0.0.0.0': every interface, which `run` warns of where rules are open.
+        host (str): default '0.0.0.0': every interface; a warning names the rules open there.
         debug (bool): also send the caller the traceback of what a function raises.
         token (dict or str): rule -> token, or one for every rule.  It can be changed at any time
             by ``Micro.token['/rule'] = '...'``.
@@ -1575,7 +1578,7 @@ class Microservice(_Gateways):
             OSError: it cannot listen there; the message says where and why.
             RuntimeError: it serves already.
         """
-        with self._lock:
+        with self._lock():
             if self._serving():
                 raise RuntimeError(f'{self.name} serves already, at {self.address}')
             self.debug = self.debug if debug is None else debug
@@ -1602,9 +1605,9 @@ class Microservice(_Gateways):
             return
         # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
         # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
-        while not listener.is_over:
+        # Or this is a handler, in the middle of start(): what that starts then ends at once.
+        while listener.thread.ident and not listener.is_over:
             time.sleep(0.002)
-        listener.thread.join()
 
     def run(
         self,
@@ -1633,8 +1636,7 @@ class Microservice(_Gateways):
                 listener = self._listener
                 assert listener
                 bound = _netloc(listener.server_name, listener.server_port)
-                here = listener.url()  # not self.address: another thread may have stopped it
-                where = here if bound in here else f'{bound}, here {here}'
+                where = f'{bound}, here {listener.url()}'  # self.address ends with the service
                 print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
                 while not (told or listener.is_over):
                     time.sleep(0.1)
@@ -1661,14 +1663,14 @@ def _is_loopback(host: str) -> bool:
     return host in names or host.startswith(('127.', '::ffff:127.'))
 
 
-def _checked_number(name: str, value: Any, most: float = sys.maxsize) -> Any:
-    if isinstance(value, (int, float)) and 0 < value <= most:
+def _checked_number(name: str, value: Any, kind: Any = int, most: float = 1 << 32) -> Any:
+    if isinstance(value, (int, kind)) and 0 < value <= most:
         return value
-    raise ValueError(f'{name} is a number above 0 and at most {most:.0f}, not {value!r}')
+    raise ValueError(f'{name} is a number ({kind.__name__}) above 0 to {most:.0f}, not {value!r}')
 
 
 def _checked_seconds(name: str, value: Any) -> Any:
-    return _checked_number(name, value, threading.TIMEOUT_MAX)
+    return _checked_number(name, value, float, threading.TIMEOUT_MAX)  # on Windows 49 days
 
 
 def _checked_context(ssl_context: Any) -> Any:
@@ -1690,6 +1692,7 @@ _NO_SETTING = _Setting('POST', None, None)
 # GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
 # So where Linux can time a blocking socket itself, it does.
 _HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
+_NOT_OF_SEND = (None, errno.ECONNREFUSED)
 _TIMEOUTS = (socket.timeout, TimeoutError, BlockingIOError)  # Python's, and the kernel's
 
 
@@ -1759,8 +1762,8 @@ class _Link(_Stream):
                 self._check_time(time.monotonic())
                 sent += self.sock.send(memoryview(message)[sent:])
         except OSError as error:
-            # What a signal's handler raises has mostly no number, and may come after all was sent.
-            is_own = isinstance(error, ConnectionError) and error.errno
+            # What a signal's handler raises is mostly another, and may come after all was sent.
+            is_own = isinstance(error, ConnectionError) and error.errno not in _NOT_OF_SEND
             if not is_own and time.monotonic() < deadline - 0.01:
                 raise _failure(error, None) from None
             # A service that refuses what it has not read answers, and closes: look for its reply.
@@ -1864,6 +1867,8 @@ class _Place:
         except (OSError, UnicodeError, MicroconnectError) as error:
             if link:
                 link.sock.close()
+            if getattr(error, 'rule', None):  # a call of a signal's handler
+                raise
             why = getattr(error, 'strerror', None) or error
             why = 'no answer in time' if isinstance(error, _TIMEOUTS) else why
             is_tls = getattr(error, 'library', None) == 'SSL'
@@ -1907,8 +1912,7 @@ def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
     if isinstance(error, _TIMEOUTS):
-        told = 'no full reply within the timeout= of the friend or the rule; the call may have run'
-        return CallTimeout(told)
+        return CallTimeout('no full reply within its timeout=; the call may have run')
     return ConnectionLost(f'{error}; the call may have run')
 
 
@@ -1954,10 +1958,8 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
         raise ValueError(f'{wrong}{error}') from None
     if parts.scheme not in ('http', 'https'):
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
-    if port == 0:
-        raise ValueError(f'{wrong}port 0 is where a service takes a free one; name that')
     # A number is no host's name, and http is the scheme, mistyped.
-    is_odd = re.search(r'[\s\\%]|^(?:https?|[0-9]+)$', host or '')
+    is_odd = port == 0 or re.search(r'[\s\\%]|^(?:https?|[0-9]+)$', host or '')
     if not host or is_odd or parts.query or parts.fragment:
         raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
     base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
@@ -2082,7 +2084,7 @@ class Friend(_Guarded):
         except (TypeError, ValueError) as error:
             raise BadCall(str(error)).at(rule, __self._where) from None
         if len(body) > __self.max_body:
-            size = f'the call of {len(body)} bytes is over the limit of {__self.max_body}'
+            size = f'the call of {len(body)} bytes is over max_body={__self.max_body}'
             raise TooLarge(size).at(rule, __self._where)
         return __self._call(rule, setting, body)
 
@@ -2118,7 +2120,7 @@ class Friend(_Guarded):
             left = deadline - time.monotonic()
             if left <= 0:
                 told = f'{self._where} did not answer within {timeout} s: {why}'
-                raise CallTimeout(told, sent=False)
+                raise CallTimeout(told, sent=False, rule='/', address=self._where)
             time.sleep(min(left, 0.1))
             why = self._why_silent(deadline)
 
@@ -2165,7 +2167,7 @@ class Friend(_Guarded):
                     place.pause = place.rests_until = 0.0
                 return _returned(reply, data)
             except MicroconnectError as error:
-                if error.rule is not None:  # another call's, out of a signal's handler
+                if error.rule:  # a call of a signal's handler
                     raise
                 failures.append(error.at(rule, place.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
@@ -2173,8 +2175,10 @@ class Friend(_Guarded):
             now = time.monotonic()
             place.pause = min(max(place.pause * 2, 0.1), 5.0)  # longer each time that it fails
             place.rests_until = now + place.pause
+            _log('info', '%s rests for %.1f s: %s', place.address, place.pause, failures[-1])
         kind = Busy if any(isinstance(error, Busy) for error in failures) else Unreachable
-        raise kind('no address took the call: ' + '; '.join(map(str, failures)), rule=rule)
+        told = 'no address took the call: ' + '; '.join(map(str, failures))
+        raise kind(told, rule=rule, address=self._where)
 
     def _in_turn(self, now: float) -> list[Any]:
         """The places in the order to try them: those that failed lately come last."""

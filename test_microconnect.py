@@ -17,6 +17,7 @@ import datetime
 import decimal
 import enum
 import errno
+import fractions
 import functools
 import gc
 import importlib.util
@@ -484,6 +485,7 @@ VALUES = [  # what a function returns, and its JSON
     (datetime.time(1, 2, 3), '"01:02:03"'),
     (datetime.timedelta(days=1, milliseconds=-1), '86399.999'),
     (decimal.Decimal('1.10'), '"1.10"'),
+    (fractions.Fraction(1, 3), '"1/3"'),
     (ID, '"12345678-1234-5678-1234-567812345678"'),
     (pathlib.PurePosixPath('/a b/é'), '"/a b/\\u00e9"'),
     (Colour.RED, '"red"'),
@@ -558,14 +560,14 @@ REFUSED = [  # what no JSON says, where in it, why, as which error
     ([math.nan], f'[0]: {NO_JSON}', ValueError),
     ({'x': math.inf}, f"['x']: {NO_JSON}", ValueError),
     ({-math.inf}, f'[0]: {NO_JSON}', ValueError),
-    ([threading.Lock()], '[0]: lock has no JSON form', TypeError),
+    ([threading.Lock()], '[0]: _thread.lock has no JSON form', TypeError),
     ({'m': os}, "['m']: module has no JSON form", TypeError),
     ([Sample], '[0]: type has no JSON form', TypeError),
     ([Point], '[0]: type has no JSON form', TypeError),
     ([object()], '[0]: object has no JSON form', TypeError),
     ([1j], '[0]: complex has no JSON form', TypeError),
     ([...], '[0]: ellipsis has no JSON form', TypeError),
-    ([functools.partial(len)], '[0]: partial has no JSON form', TypeError),
+    ([functools.partial(len)], '[0]: functools.partial has no JSON form', TypeError),
     ([re.compile('x')], '[0]: ', TypeError),
     (Broken(), ': its items raised LookupError: no items', ValueError),
     (deep(100000), ': nested too deeply', ValueError),
@@ -665,7 +667,7 @@ class TestValues:
 
     def test_several_values_refused(self):
         """The path counts the returned values."""
-        with pytest.raises(TypeError, match=re.escape('reply[1][0]: lock has no JSON form')):
+        with pytest.raises(TypeError, match=r'reply\[1\]\[0\]: _thread.lock has no JSON form'):
             friend_of(lambda: (1, [threading.Lock()], 3)).send('/f')
 
     @pytest.mark.skipif(not hasattr(sys, 'get_int_max_str_digits'), reason='integers are unlimited')
@@ -1076,7 +1078,7 @@ REFUSED_CHUNKED = [  # status, message, chunked bodies
     (400, 'a chunk is longer than its size (RFC 9112, 7.1)', (b'1\r\nab\r\n', b'1\r\na\n\n')),
     (400, 'a trailer is malformed (RFC 9112, 7.1.2)', (b'0\r\nX : 1\r\n\r\n',)),
     (400, CUT, (b'', b'5', b'5\r\nabc', b'1\r\na\r\n0\r\n')),
-    (413, 'the body is over the limit of 20 bytes', (
+    (413, 'the body is over max_body=20 bytes', (
         b'15\r\n', b'f\r\n' + b'x' * 15 + b'\r\n6\r\n', b'f' * 15 + b'\r\n',
     )),
 ]
@@ -1232,11 +1234,11 @@ class TestParsing:
         assert stream(b'abcde', feed).body(3, 3) == b'abc'
         assert stream(b'', feed).body(0, 3) == b''
         told = refused(stream(b'abcde', feed).body, 4, 3)
-        assert told == (413, 'the body of 4 bytes is over the limit of 3')
+        assert told == (413, 'the body of 4 bytes is over max_body=3')
         assert refused(stream(b'ab', feed).body, 3, 3) == (400, CUT)
         assert stream(b'abc', feed).body(microconnect._TO_THE_END, 3) == b'abc'
         told = refused(stream(b'abcd', feed).body, microconnect._TO_THE_END, 3)
-        assert told == (413, 'the body is over the limit of 3 bytes')
+        assert told == (413, 'the body is over max_body=3 bytes')
 
     @pytest.mark.parametrize('data, body', CHUNKED)
     def test_chunked(self, data, body):
@@ -1495,7 +1497,7 @@ class TestRules:
             (
                 lambda f: f.setRule('/f', timeout=math.nan),
                 ValueError,
-                'timeout is a number above 0',
+                'timeout is a number (float) above 0',
             ),
             (lambda f: f.setRule('/f', timeout='5'), ValueError, 'timeout is a number'),
             (lambda f: f.setRule(7), TypeError, "a rule is a string such as '/helloworld', not 7"),
@@ -1593,12 +1595,18 @@ class TestTokens:
         assert Friend('app1', service, {'/echo': token}).send('/echo', 1) == 1
         assert service.ran == [((1,), {})]
 
-    def test_replaced_by_none(self):
-        """Nor is it opened where the new tokens have None for it, such as an unset variable."""
-        service = make()
-        service.typing('/guarded', token=SECRET)(fits)
-        service.token = {'/guarded': None}
-        assert is_guarded_by(service, '/guarded')
+    def test_none(self):
+        """None, such as an unset variable, is refused as a token: it would leave its rule open."""
+        service = make(token={'/echo': SECRET})
+        for give in (
+            lambda: make(token={'/echo': None}),
+            lambda: setattr(service, 'token', {'/echo': None}),
+            lambda: service.token.update({'/echo': None}),
+            lambda: service.token.setdefault('/fail', None),
+        ):
+            with pytest.raises(TypeError, match='the token of /.* has to be a non-empty string'):
+                give()
+        assert is_guarded_by(service, '/echo')
 
     def test_not_in_the_log(self, caplog):
         """A token is not logged or sent back, even where it was given in a query."""
@@ -1632,8 +1640,7 @@ class TestTokens:
         assert not is_guarded(service, '/f', 'c')
         service.token.update({'g': 'h'})
         assert is_guarded(service, '/g', 'h')
-        service.token['/g'] = None
-        del service.token['/echo']
+        del service.token['/g'], service.token['/echo']
         assert ask(service, b'{"args": [1]}', '/g')[0] == 200
         assert ask(service, b'{"args": [1]}', '/echo')[0] == 200
 
@@ -2172,9 +2179,9 @@ class TestAnswer:
         service = make(max_body=30)
         status, _, problem = ask(service, b'{"args": ["%b"]}' % (b'x' * 30))
         assert (status, problem['title'][:7]) in ((413, 'Request'), (413, 'Content'))
-        assert problem['detail'] == 'the body of 44 bytes is over the limit of 30'
+        assert problem['detail'] == 'the body of 44 bytes is over max_body=30'
         assert service.ran == []
-        with pytest.raises(ValueError, match='the reply of 44 bytes is over the limit of 40'):
+        with pytest.raises(ValueError, match='the reply of 44 bytes is over max_body=40'):
             friend_of(lambda: 'x' * 40, max_body=40).send('/f')
 
 
@@ -2585,7 +2592,7 @@ class TestListener:
                     assert statuses(replies.read()) == [413]
             with Friend('app1', service.address) as friend:
                 for _ in range(10):
-                    with pytest.raises(microconnect.TooLarge, match='limit of 1000') as caught:
+                    with pytest.raises(microconnect.TooLarge, match='over max_body=1000') as caught:
                         friend.send('/echo', 'x' * 5000000)
                     assert (caught.value.status, caught.value.sent) == (413, False)
         assert service.ran == []
@@ -2897,7 +2904,7 @@ class TestStopping:
     @pytest.mark.parametrize('value', [0, -1, None, '20'])
     def test_bad_limit(self, limit, value):
         """A limit that is none is refused when the service is made, by its name."""
-        with pytest.raises(ValueError, match=f'{limit} is a number above 0'):
+        with pytest.raises(ValueError, match=f'{limit} is a number .* above 0'):
             make(**{limit: value})
 
     @pytest.mark.parametrize('options', [{'port': '5000'}, {'port': 0, 'host': None}])
@@ -3058,6 +3065,49 @@ class TestStopping:
         told = [str(error) for error in results if error]
         assert len(told) == 1 and 'serves already' in told[0]
 
+    def test_stopped_by_a_handler_while_it_starts(self, monkeypatch):
+        """A signal's handler that stops the service in the middle of its start does not wait."""
+        service = make()
+        monkeypatch.setattr(service, '_warn', lambda host: service.stop(), raising=False)
+        starting = threading.Thread(target=service.start, args=(0, '127.0.0.1'), daemon=True)
+        starting.start()
+        starting.join(TIMEOUT)
+        assert not starting.is_alive()
+        until(lambda: service._listener.is_over)
+        monkeypatch.undo()
+        with serving(service):
+            assert answers(service.address)
+
+    @pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork')
+    def test_fork_while_it_starts(self):
+        """A child that was forked in the middle of the parent's start can start by itself."""
+        script = """
+import os, signal, threading, warnings
+from microconnect import Friend, Microservice
+warnings.simplefilter('ignore')
+Micro = Microservice('app1', host='127.0.0.1')
+def fork():
+    global child
+    del Micro._warn
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        with Micro.start(port=0):
+            os._exit(0)
+def in_another_thread(host):
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+Micro._warn = in_another_thread
+Micro.start(port=0)
+print(os.waitpid(child, 0)[1])
+with Friend('app1', Micro.address) as friend:
+    print(friend.ping())
+Micro.stop()
+"""
+        with run_python(script) as process:
+            assert outcome(process) == (0, ['0', 'True'], '')
+
     def test_stopped_at_once(self, monkeypatch, capsys):
         """run ends in good order where another thread has stopped it before it could say so."""
         start = Microservice.start
@@ -3068,7 +3118,7 @@ class TestStopping:
 
         monkeypatch.setattr(Microservice, 'start', start_and_stop)
         assert make().run(port=0, host='127.0.0.1') is None
-        assert 'listening on http://127.0.0.1:' in capsys.readouterr().out
+        assert 'listening on 127.0.0.1:' in capsys.readouterr().out
 
     @pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork')
     def test_stop_after_a_fork(self):
@@ -3146,12 +3196,13 @@ os.waitpid(child, 0)
             try:
                 until(lambda: service._listener and service._listener.thread.is_alive())
                 address = service.address
-                bound = f'0.0.0.0:{port_of(service)}, here ' if host == '0.0.0.0' else ''
+                bound = f'{host}:{port_of(service)}'
                 assert answers(address)
             finally:
                 service.stop()
             running.result(TIMEOUT)
-        assert capsys.readouterr().out == f'app1: listening on {bound}{address}; Ctrl-C stops it\n'
+        told = f'app1: listening on {bound}, here {address}; Ctrl-C stops it\n'
+        assert capsys.readouterr().out == told
         warnings = [line.getMessage() for line in caplog.records if line.levelname == 'WARNING']
         assert len(warnings) == bool(warned)
         assert [rule for line in warnings for rule in re.findall(r'/\w+', line)] == warned
@@ -3386,8 +3437,8 @@ NO_REPLY_BYTES = [  # what a peer answers, and what send says of it
     (told(b'[' * 100000), 'BadReply', 'not JSON'),
     (told(b'[' * 100000 + b']' * 100000), 'BadReply', 'nested too deeply'),
     (told(extra=OK[17:] + b'Content-Encoding: gzip\r\n'), 'BadReply', 'compressed'),
-    (told(b'["%b"]' % (b'x' * 300000)), 'TooLarge', 'over the limit of 250000'),
-    (OK + b'\r\n["%b"]' % (b'x' * 300000), 'TooLarge', 'over the limit of 250000'),
+    (told(b'["%b"]' % (b'x' * 300000)), 'TooLarge', 'over max_body=250000'),
+    (OK + b'\r\n["%b"]' % (b'x' * 300000), 'TooLarge', 'over max_body=250000'),
 ]
 
 REPLY_BYTES = [  # what is a reply too, holding "x"
@@ -3463,7 +3514,7 @@ class TestFriend:
         """A call over max_body is not sent, and says both sizes."""
         with peer(lambda sock, *_: sock.sendall(told())) as address:
             with Friend('app1', address, max_body=30) as friend:
-                with pytest.raises(microconnect.TooLarge, match=r'over .* of 30') as caught:
+                with pytest.raises(microconnect.TooLarge, match=r'over max_body=30') as caught:
                     friend.send('/echo', 'x' * (40 - len('{"args":[""],"kwargs":{},"token":null}')))
         assert (caught.value.rule, caught.value.sent) == ('/echo', False)
 
@@ -3564,7 +3615,7 @@ class TestDeadline:
         with peer(drip(start, more)) as address:
             error = self.timed(address)
         assert type(error) is microconnect.CallTimeout
-        assert str(error).startswith(f'/echo at {address}: no full reply within the timeout= of')
+        assert str(error).startswith(f'/echo at {address}: no full reply within its timeout=')
         assert isinstance(error, TimeoutError)
         assert (error.status, error.sent) == (None, True)
 
@@ -3658,12 +3709,12 @@ class TestDeadline:
     @pytest.mark.parametrize('timeout', [0, -1, float('nan'), float('inf'), '1', None])
     def test_no_timeout(self, timeout):
         """What is no number of seconds is refused where it is given."""
-        with pytest.raises(ValueError, match='timeout is a number above 0'):
+        with pytest.raises(ValueError, match='timeout is a number .* above 0'):
             Friend('app1', 'http://127.0.0.1:9', timeout=timeout)
-        with pytest.raises(ValueError, match='max_body is a number above 0'):
+        with pytest.raises(ValueError, match='max_body is a number .* above 0'):
             Friend('app1', 'http://127.0.0.1:9', max_body=timeout)
         with Friend('app1', 'http://127.0.0.1:9') as friend:
-            with pytest.raises(ValueError, match='timeout is a number above 0'):
+            with pytest.raises(ValueError, match='timeout is a number .* above 0'):
                 friend.wait(timeout)
 
 
@@ -3692,6 +3743,7 @@ class TestAtMostOnce:
         [
             (TimeoutError('the alarm rang'), microconnect.CallTimeout),
             (ConnectionResetError('of something else'), microconnect.ConnectionLost),
+            (ConnectionRefusedError(errno.ECONNREFUSED, 'of another'), microconnect.ConnectionLost),
             (microconnect.Unreachable().at('/other', 'elsewhere'), microconnect.Unreachable),
             (microconnect.UnknownRule().at('/other', 'elsewhere'), microconnect.UnknownRule),
         ],
@@ -4078,7 +4130,8 @@ class TestWaiting:
             told = f'^{address} did not answer within 0.1 s: cannot connect to .*refused'
             with soon(), pytest.raises(microconnect.CallTimeout, match=told) as caught:
                 friend.wait(0.1)
-        assert caught.value.sent is False
+        error = caught.value
+        assert (error.rule, error.address, error.sent) == ('/', address, False)
 
 
 @pytest.fixture
@@ -5769,15 +5822,57 @@ with Micro.start(port=0, host='127.0.0.1'):
         with pytest.raises(microconnect.BadCall, match='Proxy'):
             Friend('app1', make()).send('/echo', [Proxy()])
 
+    def test_tokens_stay(self):
+        """What holds a friend, a service or its tokens is refused: the tokens would go along."""
+
+        class App:
+            def __init__(self, held):
+                self.held = held
+
+        service = make(token=SECRET)
+        friend = Friend('app1', service, {'/echo': SECRET})
+        for held in (friend, service, friend.token, service.token):
+            with pytest.raises(microconnect.BadCall, match=r'args\[0\].held: .* has no JSON form'):
+                friend.send('/echo', App(held))
+        assert service.ran == []
+
+    def test_what_numpy_has(self):
+        """The type of what has no JSON form is told with its module, and what to send instead."""
+
+        class Odd:
+            __slots__ = ()
+            tolist = __call__ = lambda self: 7
+
+        Odd.__name__, Odd.__module__ = 'bool', 'numpy'
+        told = r'args\[0\]: numpy.bool has no JSON form: send its .tolist\(\)$'
+        with pytest.raises(microconnect.BadCall, match=told):
+            Friend('app1', make()).send('/echo', Odd())
+
+    def test_rests_are_logged(self, caplog):
+        """An address that is left alone for a while is named in the log, at INFO."""
+        caplog.set_level('INFO')
+        with serving() as gone:
+            address = gone.address
+        with serving() as service, Friend('app1', [address, service.address]) as friend:
+            assert [friend.send('/echo', 1) for _ in range(2)] == [1, 1]
+        told = f'{address} rests for 0.1 s: /echo at {address}: cannot connect'
+        assert caplog.messages[0].startswith(told)
+
     def test_short_time_limit_of_the_system(self, monkeypatch):
         """The longest wait that a system knows (Windows: 49 days) bounds times, and not sizes."""
         monkeypatch.setattr(threading, 'TIMEOUT_MAX', 4294967.0)
-        friend = Friend('app1', make(max_body=10 << 30), max_body=10 << 30)
+        friend = Friend('app1', make(max_body=1 << 32), max_body=1 << 32)
         assert friend.send('/echo', 1) == 1
         with pytest.raises(
-            ValueError, match='timeout is a number above 0 and at most 4294967, not'
+            ValueError, match='timeout is a number .* above 0 to 4294967, not 4294968'
         ):
             friend.setRule('/echo', timeout=4294968)
+
+    @pytest.mark.parametrize('size', [1e6, sys.maxsize, (1 << 32) + 1])
+    def test_size_of_no_use(self, size):
+        """A size that is a float, or that no machine has, is refused, and not found out later."""
+        with pytest.raises(ValueError, match=r'max_body is a number \(int\) above 0 to 42949'):
+            Friend('app1', 'http://127.0.0.1:9', max_body=size)
 
     def test_rule_of_another_type(self):
         """A rule that is no string is an error that says what one is, hashable or not."""
@@ -5817,6 +5912,21 @@ with Micro.start(port=0, host='127.0.0.1'):
             with pytest.raises(microconnect.RemoteError) as caught:
                 friend.send('/fail', 'KeyError')
         assert caught.value.type == 'KeyError'
+
+    def test_handler_while_connecting(self):
+        """An error that a signal's handler got from another call is not told of this one."""
+        other = microconnect.Unreachable().at('/other', 'elsewhere')
+
+        def dial(deadline):
+            raise other
+
+        with serving() as service:
+            with Friend('app1', [service.address] * 2) as friend:
+                for place in friend._places:
+                    place._dial = dial
+                with pytest.raises(microconnect.Unreachable) as caught:
+                    friend.send('/echo')
+        assert caught.value is other
 
     def test_name_that_cannot_be_looked_up(self):
         """A host's name that is too long for DNS is an address that cannot be reached."""
