@@ -334,7 +334,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _formless(value: Any) -> TypeError:
-    name = f'{type(value).__module__}.{type(value).__name__}'.replace('builtins.', '')
+    name = re.sub(r'\Abuiltins\.', '', f'{type(value).__module__}.{type(value).__name__}')
     hint = ': send its .tolist()' if hasattr(value, 'tolist') else ''  # of numpy and its like
     return TypeError(f'{name} has no JSON form{hint}')
 
@@ -833,8 +833,9 @@ def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
 
 
 def _same_token(given: Any, wanted: str) -> bool:
-    """Compare in constant time, which takes ASCII."""
-    return isinstance(given, str) and hmac.compare_digest(ascii(given), ascii(wanted))
+    """Compare in constant time, as bytes: ascii() has them for each str, a lone surrogate too."""
+    asked, right = ascii(given).encode(), ascii(wanted).encode()
+    return isinstance(given, str) and hmac.compare_digest(asked, right)
 
 
 def _is_again(before: Any, function: Any) -> bool:
@@ -1692,7 +1693,7 @@ _NO_SETTING = _Setting('POST', None, None)
 # GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
 # So where Linux can time a blocking socket itself, it does.
 _HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
-_NOT_OF_SEND = (None, errno.ECONNREFUSED)
+_NOT_OF_SEND = (None, errno.ECONNREFUSED)  # what is raised by hand, or by a connect
 _TIMEOUTS = (socket.timeout, TimeoutError, BlockingIOError)  # Python's, and the kernel's
 
 
@@ -2177,8 +2178,7 @@ class Friend(_Guarded):
             place.rests_until = now + place.pause
             _log('info', '%s rests for %.1f s: %s', place.address, place.pause, failures[-1])
         kind = Busy if any(isinstance(error, Busy) for error in failures) else Unreachable
-        told = 'no address took the call: ' + '; '.join(map(str, failures))
-        raise kind(told, rule=rule, address=self._where)
+        raise kind('no address took it: ' + '; '.join(map(str, failures))).at(rule, self._where)
 
     def _in_turn(self, now: float) -> list[Any]:
         """The places in the order to try them: those that failed lately come last."""
