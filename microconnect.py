@@ -445,7 +445,7 @@ _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
 _HOST = rb'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + rb')(?::[0-9]*)?'
 _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])' + _HOST + rb')?'
-_TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(\?[^#]*)?'
+_TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(?:\?([^#]*))?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 
 _Request = collections.namedtuple('_Request', 'method path headers count length keep_alive expects')
@@ -473,8 +473,8 @@ def _parse_request(head: bytes) -> _Request:
         raise BadCall('the only expectation met is 100-continue', status=417)
     return _Request(
         method.decode(),
-        # A query is left in the path, so that no rule matches: arguments travel in the body.
-        _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + (query or b'').rstrip(b'?').decode(),
+        # Of a query the mark alone is kept: so no rule matches, and no one logs what it holds.
+        _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + ('?' if query else ''),
         headers,
         lines.count(b'\r\n'),
         _body_length(headers, minor, 0),
@@ -614,6 +614,9 @@ class _Stream:
 
     def body(self, length: int, limit: int) -> bytes:
         """Give the body that follows a head which told *length*."""
+        if length == len(self.buffer) <= limit:  # as most messages come
+            body, self.buffer = self.buffer, b''
+            return body
         if 0 <= length <= limit:
             return self._take(length)
         if length == _CHUNKED:
@@ -904,9 +907,8 @@ class _Loop(threading.Thread):
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             # Not result(1): its TimeoutError might be another's, such as of a signal's handler.
-            while not concurrent.futures.wait([future], 1).done:
-                if not self.is_alive():  # it ended before it took this up
-                    break
+            while self.is_alive() and not concurrent.futures.wait([future], 1).done:
+                pass  # the loop may have ended before it took this up
         finally:
             future.cancel()  # what nobody waits for any more must not go on; one done stays
         return future.result()
@@ -1048,7 +1050,7 @@ class _Rulebook(_Guarded):
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
             value = context.run(rule.function, *args, **kwargs)
-            if hasattr(type(value), '__await__'):  # its code did not show that it is async
+            if isinstance(value, abc.Awaitable):  # its code did not show that it is async
                 return self._run_in_loop(rule, value)
             return context.run(self._reply, value)
         except BaseException as error:
@@ -1424,8 +1426,7 @@ class _Gateways(_Rulebook):
         try:
             body = self._wsgi_body(environ)
             path = _utf8(environ.get('PATH_INFO', '').encode('latin-1')) or '/'
-            query = environ.get('QUERY_STRING', '')
-            path += f'?{query}' if query else ''
+            path += '?' if environ.get('QUERY_STRING') else ''
             status, fields, reply = self.answer(method, path, headers, body)
         except MicroconnectError as refusal:
             status, fields, reply = self._refusal('', refusal)
@@ -1434,8 +1435,7 @@ class _Gateways(_Rulebook):
         return [] if method == 'HEAD' else [reply]
 
     def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
-        told = {'content-length': environ.get('CONTENT_LENGTH') or '0'}
-        length = _body_length(told, b'1', 0)
+        length = _body_length({'content-length': environ.get('CONTENT_LENGTH') or '0'}, b'1', 0)
         if length > self.max_body:
             raise TooLarge(f'the body of {length} bytes is over max_body={self.max_body}')
         is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
@@ -1474,8 +1474,7 @@ class _Gateways(_Rulebook):
         headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
         path, root = scope['path'], scope.get('root_path', '').rstrip('/')
         path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
-        query = scope.get('query_string', b'').decode('latin-1')
-        path += f'?{query}' if query else ''
+        path += '?' if scope.get('query_string') else ''
         status, fields, reply = await self.aanswer(scope['method'], path, headers, bytes(body))
         fields += (('Content-Length', str(len(reply))),)
         raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
@@ -1539,9 +1538,6 @@ class Microservice(_Gateways):
         self.idle_timeout = _checked_seconds('idle_timeout', idle_timeout)
         self.max_connections = _checked_number('max_connections', max_connections)
         self._listener: _Listener | None = None
-
-    def __repr__(self) -> str:
-        return f'<Microservice {self.name!r}, {len(self._rules)} rules>'
 
     def _serving(self) -> _Listener | None:
         """The listener, if it has not ended; what a fork left behind here is released."""
@@ -1695,6 +1691,9 @@ _NO_SETTING = _Setting('POST', None, None)
 _HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
 _NOT_OF_SEND = (None, errno.ECONNREFUSED)  # what is raised by hand, or by a connect
 _TIMEOUTS = (socket.timeout, TimeoutError, BlockingIOError)  # Python's, and the kernel's
+# One for each fork that led to this process: quicker to ask than its id.  Windows has no forks.
+_forks: list[None] = []
+getattr(os, 'register_at_fork', dict)(after_in_child=lambda: _forks.append(None))
 
 
 class _Link(_Stream):
@@ -1708,7 +1707,7 @@ class _Link(_Stream):
         self.sock = sock
         self.max_body = max_body
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
-        self.process = os.getpid()  # a child that inherits it would get others' replies
+        self.forks = len(_forks)  # a child that inherits it would get others' replies
         self.retire_at = self.is_kept_until = self.limit_holds_until = 0.0
         self.limit = -1.0  # the socket's timeout, as last set
         self.unsent: OSError | None = None  # why the call did not leave whole: nobody can run it
@@ -1719,7 +1718,7 @@ class _Link(_Stream):
 
     def is_usable(self, now: float) -> bool:
         """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
-        if self.process != os.getpid() or now > self.retire_at or self.sock.fileno() < 0:
+        if self.forks != len(_forks) or now > self.retire_at or self.sock.fileno() < 0:
             return False
         if now < self.is_kept_until:
             return True
@@ -2073,7 +2072,7 @@ class Friend(_Guarded):
         """
         if _would_block_rules():
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
-        rule = _path_of(__rule)
+        rule = __rule if isinstance(__rule, str) and __rule[:1] == '/' else _path_of(__rule)
         setting = __self._settings.get(rule, _NO_SETTING)
         token = setting.token or __self._token.of(rule)
         try:
