@@ -32,8 +32,8 @@ HEAVY = {'argparse', 'asyncio', 'inspect', 'logging'}  # each costs more than th
 
 # The budget of the module, in lines: what it holds now and no more, so that a new feature has to
 # find its room. It was planned at 1,200 and 650; these two may go down, never up.
-MOST_LINES = 2232
-MOST_CODE = 1537
+MOST_LINES = 2231
+MOST_CODE = 1536
 LONGEST_FUNCTION = 40
 MEDIAN_FUNCTION = 10  # below it
 LONGEST_CLASS = 200
