@@ -1,12 +1,13 @@
-"""What CI checks besides the tests and the linters. `.ci/run` calls it:
+"""What CI checks besides the tests and the linters; `.ci/run` calls it.
 
-checks.py layout            the top level, the imports and the line budget of the module
-checks.py imports PYTHON    the module imports alone, vendored and twice under that Python
+checks.py layout            the files at the top level, and the module's imports and size
+checks.py imports PYTHON    that Python can import the module alone, vendored and twice
 checks.py wheel FILE        the wheel holds the module and its metadata, nothing else
-checks.py examples          the examples run, and print what they should
-checks.py hosted            the examples that need packages from PyPI, all of them installed
+checks.py examples          the examples run and print what they should
+checks.py hosted            the same for the examples that need packages from PyPI
 
-Needs Python 3.10 or later (`sys.stdlib_module_names`). Finds all it can, then fails once.
+A check reports every problem it finds and fails at the end. `layout` needs Python 3.10 or later
+(`sys.stdlib_module_names`).
 """
 
 import ast
@@ -28,15 +29,16 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / 'microconnect.py'
 EXAMPLES = ROOT / 'examples'
 TOP_LEVEL = {'README.md', 'examples', 'microconnect.py', 'pyproject.toml', 'test_microconnect.py'}
-HEAVY = {'argparse', 'asyncio', 'inspect', 'logging'}  # each costs more than the module itself
+# `import microconnect` must not load these: they slow every start, and few scripts need them.
+HEAVY = {'argparse', 'asyncio', 'inspect', 'logging'}
 
-# The budget of the module, in lines: what it holds now and no more, so that a new feature has to
-# find its room. It was planned at 1,200 and 650; these two may go down, never up.
-MOST_LINES = 2231
-MOST_CODE = 1536
-LONGEST_FUNCTION = 40
-MEDIAN_FUNCTION = 10  # below it
-LONGEST_CLASS = 200
+# The planned size of the module, in lines. The room lets a fix in without a fight for lines; what
+# needs more has to change the plan here, where a reviewer sees it.
+PLANNED_LINES = 2120
+PLANNED_CODE = 1460
+ROOM = 1.03
+LONGEST_FUNCTION = 45
+MEDIAN_FUNCTION = 10  # the median has to be below this
 
 CAPTURED = {
     'stdin': subprocess.DEVNULL,
@@ -50,7 +52,7 @@ problems = []
 
 
 def problem(text):
-    """Report *text* and go on: the run fails at its end."""
+    """Report a problem and carry on; main() fails at the end."""
     problems.append(text)
     print(f'PROBLEM: {text}')
 
@@ -65,11 +67,12 @@ def check_layout():
     source = MODULE.read_text(encoding='utf-8')
     tree = ast.parse(source)
     check_stdlib_only(tree)
-    check_budget(source, tree)
+    check_size(source, tree)
 
 
 def check_top_level():
-    # Files not yet committed count, ignored ones do not; the owner of a clone does not matter.
+    # Uncommitted files count, ignored ones do not. Without safe.directory, git refuses to work in
+    # a clone that belongs to another user.
     command = ['git', '-c', 'safe.directory=*', 'ls-files', '-co', '--exclude-standard', '-z']
     listed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     paths = [path for path in listed.decode().split('\0') if path and (ROOT / path).exists()]
@@ -81,7 +84,7 @@ def check_top_level():
 
 
 def imported(tree):
-    """Yield the name and the line of each module that *tree* imports, in functions too."""
+    """Yield the name and line of each import in *tree*, including those inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -94,47 +97,40 @@ def check_stdlib_only(tree):
     modules = sorted(imported(tree))
     for name, line in modules:
         if name.split('.')[0] not in sys.stdlib_module_names:
-            problem(f'microconnect.py:{line} imports {name!r}, which is not in the stdlib')
+            problem(f'microconnect.py:{line} imports {name!r}, not a standard module')
     print(f'imports: {", ".join(sorted({name for name, _ in modules}))}')
 
 
-def check_budget(source, tree):
-    code = code_lines(source)
-    functions = lengths(tree, (ast.FunctionDef, ast.AsyncFunctionDef))
-    classes = lengths(tree, ast.ClassDef)
-    limit('lines', len(source.splitlines()), MOST_LINES)
-    limit('lines of code', len(code), MOST_CODE)
-    for name, length in functions:
-        limit(f'lines in function {name}', length, LONGEST_FUNCTION, quiet=True)
-    for name, length in classes:
-        limit(f'lines in class {name}', length, LONGEST_CLASS, quiet=True)
-    median = statistics.median(length for _, length in functions) if functions else 0
+def check_size(source, tree):
+    check_planned('lines', len(source.splitlines()), PLANNED_LINES)
+    check_planned('lines of code', len(code_lines(source)), PLANNED_CODE)
+    functions = sorted(function_lengths(tree), reverse=True)
+    for length, name in functions:
+        if length > LONGEST_FUNCTION:
+            problem(f'{name} has {length} lines; a function may have {LONGEST_FUNCTION}')
+    median = statistics.median(length for length, _ in functions)
     if median >= MEDIAN_FUNCTION:
-        problem(f'median function has {median} lines, it must be under {MEDIAN_FUNCTION}')
-    print(f'functions: {len(functions)}, median {median}, longest {longest(functions)}')
-    print(f'classes: {len(classes)}, longest {longest(classes)}')
+        problem(f'the median function has {median} lines; it must be below {MEDIAN_FUNCTION}')
+    longest = ', '.join(f'{name} {length}' for length, name in functions[:3])
+    print(f'functions: {len(functions)}, median {median}, longest {longest}')
 
 
-def limit(what, found, most, quiet=False):
-    if found > most:
-        problem(f'{what}: {found}, at most {most}')
-    elif not quiet:
-        print(f'{what}: {found} of {most}')
+def check_planned(what, found, planned):
+    limit = int(planned * ROOM)
+    print(f'{what}: {found} (planned {planned}, limit {limit})')
+    if found > limit:
+        problem(f'{what}: {found} is over the limit of {limit}')
 
 
-def lengths(tree, kinds):
-    """The name and the length of each definition in *tree*, docstring included."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-    return [(node.name, node.end_lineno - node.lineno + 1) for node in nodes]
-
-
-def longest(named_lengths):
-    ranked = sorted(named_lengths, key=lambda pair: -pair[1])
-    return ', '.join(f'{name} {length}' for name, length in ranked[:3])
+def function_lengths(tree):
+    """Yield the length, docstring included, and the name of each function in *tree*."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.end_lineno - node.lineno + 1, node.name
 
 
 def code_lines(source):
-    """The numbers of the lines of *source* that hold code: no docstring, comment or blank."""
+    """The numbers of the lines of *source* that are not docstring, comment or blank."""
     text = source.splitlines()
     silent = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     lines, statement = set(), []
@@ -144,7 +140,7 @@ def code_lines(source):
         if token.type != tokenize.NEWLINE:
             statement.append(token)
             continue
-        if any(part.type != tokenize.STRING for part in statement):  # a lone string is none
+        if any(part.type != tokenize.STRING for part in statement):  # else a docstring
             for part in statement:
                 lines.update(range(part.start[0], part.end[0] + 1))
         statement = []
@@ -155,7 +151,8 @@ def code_lines(source):
 # imports
 ########################################################################
 
-# Each runs under `python -S -I -W error`, with a folder that holds the module as argument.
+# Each runs under `python -S -I -W error`. Its arguments are the folder to import from and the names
+# of the modules that are too heavy to import.
 PROGRAMS = {
     'alone': """
 import sys
@@ -169,7 +166,7 @@ if heavy:
 import sys
 sys.path.insert(0, sys.argv[1])
 import package.app
-assert 'microconnect' not in sys.modules, 'it imported itself under a fixed name'
+assert 'microconnect' not in sys.modules, 'the vendored module imports itself by its top-level name'
 """,
     'twice': """
 import importlib.util, sys
@@ -222,9 +219,9 @@ def run_program(python, name, arguments):
     try:
         result = subprocess.run(command, timeout=60, **CAPTURED)
     except subprocess.TimeoutExpired:
-        problem(f'import {name} under {python}: not done in 60 s')
+        problem(f'import {name} under {python}: still running after 60 s')
     else:
-        # Only a service that was started may say so.
+        # 'twice' starts a service, which may say so; the others have nothing to print.
         if result.returncode or (result.stdout and name != 'twice'):
             problem(f'import {name} under {python}: status {result.returncode}\n{result.stdout}')
 
@@ -243,12 +240,12 @@ def check_wheel(path):
         if names != expected:
             problem(f'wheel: expected {sorted(expected)}, not {sorted(names)}')
         elif wheel.read('microconnect.py') != MODULE.read_bytes():
-            problem('wheel: its microconnect.py is another one')
+            problem('wheel: its microconnect.py differs from the one here')
         print('\n'.join(sorted(wheel.namelist())))
 
 
 def ast_constant(name):
-    """The constant that the module assigns to *name*, without importing the module."""
+    """The constant that the module assigns to *name*, read without importing the module."""
     for node in ast.parse(MODULE.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == name for target in node.targets
@@ -261,7 +258,7 @@ def ast_constant(name):
 # examples
 ########################################################################
 
-# Scripts that end by themselves: their arguments, and what they print among other things.
+# Scripts that end by themselves: their arguments, and a text that their output must contain.
 SCRIPTS = {
     'quickstart.py': ([], 'Welcome Mr. Developer'),
     'benchmark.py': (['--quick'], 'microconnect'),
@@ -269,9 +266,9 @@ SCRIPTS = {
     'scale/run.py': ([], 'service 1 is killed'),
     'scale/workers.py': (['0.3'], 'calls/s'),
 }
-HOSTED = 'frameworks/'  # the examples that need packages from PyPI: services that take a port
+HOSTED = 'frameworks/'  # these examples need packages from PyPI; each serves on a given port
 
-# Calls such a service as its docstring says; its argument is the port.
+# Calls such a service the way its docstring shows; the argument is the port.
 CALLER = """
 import sys, urllib.request
 from microconnect import Friend
@@ -284,7 +281,7 @@ print(opener.open(url, timeout=10).read().decode())
 
 
 def check_examples():
-    """Run every example that needs no package; one that no table names must simply run."""
+    """Run the examples that need no package; if not listed above, one only has to exit with 0."""
     run_hello()
     run_tutorial()
     left = {path for path in every_example() if not path.startswith(HOSTED)}
@@ -297,11 +294,11 @@ def check_examples():
 
 
 def check_hosted():
-    """Serve each example of a framework, and call its rules and its own route."""
+    """Start each framework example, then call its rules and its own route."""
     for script in sorted(path for path in every_example() if path.startswith(HOSTED)):
         print(f'-- {script}')
         port = free_port()
-        # A framework may leave SIGTERM to the system.
+        # Not every framework handles SIGTERM; if it does not, the signal ends the process.
         with running(EXAMPLES / script, port, stopped=(0, -signal.SIGTERM)) as listens:
             if listens:
                 command = [sys.executable, '-c', CALLER, str(port)]
@@ -316,7 +313,7 @@ def every_example():
 
 
 def siblings(script):
-    """The files beside *script* that it imports: running it runs them."""
+    """The example files that *script* imports: they run with it, not on their own."""
     path = EXAMPLES / script
     tree = ast.parse(path.read_text(encoding='utf-8'), str(path))
     found = {path.with_name(f'{name}.py') for name, _ in imported(tree)}
@@ -324,7 +321,7 @@ def siblings(script):
 
 
 def run_hello():
-    """Run the two scripts as a reader would in two terminals; both know their port, 5000."""
+    """Run the two scripts as a reader would in two terminals; both have port 5000 built in."""
     print('-- hello/app1.py with hello/app2.py')
     with hello_on_free_port() as (folder, port), running(folder / 'app1.py', port=port) as listens:
         if listens:
@@ -333,13 +330,13 @@ def run_hello():
 
 @contextlib.contextmanager
 def hello_on_free_port():
-    """The folder of the example and its port; of a copy with another port if 5000 is taken."""
+    """Yield the example's folder and port: a copy with another port if 5000 is taken."""
     folder, port = EXAMPLES / 'hello', 5000
     if is_free(port):
         yield folder, port
         return
     port = free_port()
-    print(f'   port 5000 is taken: copies with {port}')
+    print(f'   port 5000 is taken: using a copy with port {port}')
     with tempfile.TemporaryDirectory() as root:
         shutil.copy(MODULE, root)
         copy = Path(shutil.copytree(folder, Path(root, 'examples', 'hello')))
@@ -362,7 +359,7 @@ def run_tutorial():
 
 
 def finish(path, *arguments):
-    """The exit status and the output of the script at *path*, run in its own folder."""
+    """Run the script at *path* in its own folder; return its exit status and output."""
     return captured([sys.executable, '-u', path.name, *arguments], path.parent)
 
 
@@ -371,9 +368,9 @@ def captured(command, folder, seconds=120):
         result = subprocess.run(command, cwd=folder, timeout=seconds, **CAPTURED)
     except subprocess.TimeoutExpired as exception:
         output = exception.output or ''
-        if isinstance(output, bytes):  # whatever was asked for
+        if isinstance(output, bytes):  # a timeout gives bytes even if text was asked for
             output = output.decode('utf-8', 'replace')
-        return f'none after {seconds} s', output
+        return f'none (still running after {seconds} s)', output
     return result.returncode, result.stdout
 
 
@@ -382,14 +379,14 @@ def report(script, expected, status, output):
     if status != 0:
         problem(f'examples/{script}: exit status {status}')
     elif expected not in output:
-        problem(f'examples/{script}: {expected!r} is not in what it prints')
+        problem(f'examples/{script}: its output does not contain {expected!r}')
 
 
 @contextlib.contextmanager
 def running(path, *arguments, port=None, stopped=(0,)):
-    """Run a service until the block ends, and stop it by SIGTERM; yield whether it listens.
+    """Run a service, yield whether it listens, and stop it by SIGTERM when the block ends.
 
-    *port* is its first argument if not given; *stopped* are the exit statuses that are right.
+    *port* defaults to the first argument. *stopped* are the exit statuses that SIGTERM may cause.
     """
     name = path.name
     command = [sys.executable, '-u', name, *map(str, arguments)]
@@ -402,13 +399,13 @@ def running(path, *arguments, port=None, stopped=(0,)):
                 problem(f'{name}: does not listen on {port or arguments[0]}')
             yield listens
             if process.poll() is not None:
-                problem(f'{name}: ended too early with status {process.returncode}')
+                problem(f'{name}: ended by itself with status {process.returncode}')
             else:
                 process.terminate()
                 if process.wait(20) not in stopped:
                     problem(f'{name}: exit status {process.returncode} after SIGTERM')
         except subprocess.TimeoutExpired:
-            problem(f'{name}: does not stop in 20 s')
+            problem(f'{name}: still running 20 s after SIGTERM')
         finally:
             process.kill()
             process.wait()
@@ -417,7 +414,7 @@ def running(path, *arguments, port=None, stopped=(0,)):
 
 
 def wait_until_served(process, port):
-    """Say whether *process* listens on *port* in time."""
+    """Whether *process* accepts connections on *port* within 20 seconds."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and process.poll() is None:
         try:
