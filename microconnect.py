@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Copyright (c) the microconnect authors. The licence stands whole at the end of this file.
+# Copyright (c) the microconnect authors. The full licence text is at the end of this file.
 """Call a function in another process as if it were local: one file, standard library only.
 
 A service lists functions under rules::
@@ -37,27 +37,28 @@ The wire is HTTP/1.1 (RFC 9112) and JSON (RFC 8259), that of microservices_conne
     no return               [null]
     return ()               []
 
-Any other status is a failure, told as RFC 9457 problem details (application/problem+json) with
-`title`, `status`, `detail` and, where the function raised, `exception`: {`type`, `message`,
-`traceback` (in debug only)}.  `Friend.send` raises it, never returns it:
+Any other status is a failure, described by RFC 9457 problem details (application/problem+json):
+`title`, `status`, `detail` and, where the function raised, `exception`: {`type` (the name of its
+class), `base` (the nearest builtin class), `message`, `traceback` (in debug only)}.
+`Friend.send` raises a failure, and never returns it:
 
     what happened                                 status         raised           did it run?
     refused, DNS, TLS: never sent                                Unreachable      no
     connection lost after sending                                ConnectionLost   perhaps
     no full reply in time                                        CallTimeout      perhaps
-    the reply is not one                                         BadReply         perhaps
+    the reply cannot be read                                     BadReply         perhaps
     malformed request, not application/json       400, 415 ...   BadCall          no
     arguments do not fit the signature            422            BadArguments     no
     token missing or wrong; a foreign web page    401, 403       Forbidden        no
     no such rule, wrong method                    404, 405       UnknownRule      no
-    too large (or the reply was: then it ran)     413, 431       TooLarge         no
+    request too large / reply too large           413, 431       TooLarge         no / yes
     too busy, stopping, or too slow to ask        503, 408       Busy             no
     the function raised                           500            RemoteError      yes
 
 Limits.  A token is not encryption: give an `ssl_context` where the network is not yours.  A tuple
 arrives as several values, so a tuple of one arrives as its element.  A class arrives as a dict of
 its public attributes.  The keys of a dict arrive as strings.  NaN and the infinities have no JSON
-form.  There is no discovery, no queue and no broker; a call in progress holds a thread.
+form.  There is no discovery, no queue and no broker.  A call in progress holds a thread.
 """
 
 from __future__ import annotations
@@ -74,17 +75,17 @@ import errno
 import functools
 import hmac
 import http
+import http.client
 import http.server
-import io
 import itertools
 import json
 import math
 import os
 import re
 import select
+import selectors
 import socket
 import socketserver
-import struct
 import sys
 import threading
 import time
@@ -115,8 +116,8 @@ __all__ = [
 
 
 def _log(level: str, message: str, *args: Any, **more: Any) -> None:
-    with contextlib.suppress(Exception):  # no line of a log is worth an answer
-        import logging  # loaded by the first line logged: it is half as large as all the rest
+    with contextlib.suppress(Exception):  # a failing handler must not cost the caller the answer
+        import logging  # imported late: it alone would add half of the import time
 
         getattr(logging.getLogger('microconnect'), level)(message, *args, **more)
 
@@ -139,8 +140,9 @@ class MicroconnectError(Exception):
     status: int | None = None
     sent = False
 
-    def __init__(self, message: str = '', **facts: Any) -> None:
-        # Not super(): beside a builtin exception the next class may want other arguments.
+    def __init__(self, message: str = '', /, **facts: Any) -> None:
+        # Not super(): in `BadReply(MicroconnectError, ValueError)` the next class may take
+        # other arguments.
         Exception.__init__(self, message)
         self.__dict__.update(facts)
 
@@ -213,38 +215,22 @@ class Busy(MicroconnectError, ConnectionError):
 
 
 class RemoteError(MicroconnectError):
-    """The function raised.  Where the type is a builtin exception, the error is one of it too.
+    """The function raised.  The error is also one of the nearest builtin class, such as KeyError.
 
     Attributes:
         type (str): the name of the exception's class.
-        traceback (str or None): where it was raised; told by a service in debug only.
+        message (str): what the exception said.
+        traceback (str or None): where it was raised; sent by a service in debug only.
     """
 
     status = 500
     sent = True
     type = 'Exception'
+    message = ''
     traceback: str | None = None
 
     def __reduce__(self) -> Any:
         return _remote_error, (str(self), self.__dict__)
-
-
-def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
-    name = facts.get('type', '')
-    kind = _remote_error_class(name) if name in vars(builtins) else RemoteError
-    return kind(message, **facts)
-
-
-@functools.lru_cache(maxsize=None)
-def _remote_error_class(name: str) -> type[RemoteError]:
-    """The RemoteError that is also the builtin *name*, if that is an exception."""
-    kind = vars(builtins)[name]
-    # The first two would silently end the loop around the call; a group is no message alone.
-    never = ('StopIteration', 'StopAsyncIteration', 'ExceptionGroup')
-    if name in never or not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return RemoteError
-    members = {'__module__': __name__, 'msg': property(str)}  # SyntaxError prints its msg
-    return type('RemoteError', (RemoteError, kind), members)
 
 
 _ERRORS: dict[int, type[MicroconnectError]] = {
@@ -255,51 +241,139 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
     **dict.fromkeys((413, 431), TooLarge),
     422: BadArguments,
 }
-_JSON = (('Content-Type', 'application/json'),)
-_PROBLEM = (('Content-Type', 'application/problem+json'),)
-_CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
+
+# -------------------------------------------------------------------------------------- settings
+# What both sides check and hold: numbers, seconds, rules, addresses and tokens.
+
+_METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 
 
-def _problem(status: int, detail: str, **members: Any) -> bytes:
-    """RFC 9457 problem details."""
-    title = http.HTTPStatus(status).phrase
-    return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
+def _checked_number(name: str, value: Any, kind: Any = int, most: float = 1 << 32) -> Any:
+    if isinstance(value, (int, kind)) and 0 < value <= most:
+        return value
+    raise ValueError(f'{name} is a number ({kind.__name__}) above 0 to {most:.0f}, not {value!r}')
 
 
-def _error_from_reply(status: int, body: bytes) -> MicroconnectError:
-    """The error that a reply with another status than 200 tells of."""
+def _checked_seconds(name: str, value: Any) -> Any:
+    return _checked_number(name, value, float, threading.TIMEOUT_MAX)  # on Windows 49 days
+
+
+def _checked_context(ssl_context: Any) -> Any:
+    if ssl_context is None or hasattr(ssl_context, 'wrap_socket'):
+        return ssl_context
+    raise TypeError(f'ssl_context has to be an ssl.SSLContext, not {ssl_context!r}')
+
+
+def _checked_token(rule: str, token: Any) -> Any:
+    if token is None or (isinstance(token, str) and token):
+        return token
+    raise TypeError(f'the token of {rule} has to be a non-empty string')
+
+
+def _refuse_secret_key(secret_key: str | None) -> None:
+    if secret_key is not None:
+        raise NotImplementedError('secretKey: calls cannot be signed yet; use token, and TLS')
+
+
+def _path_of(rule: Any) -> str:
+    if not isinstance(rule, str) or not rule:
+        raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
+    return rule if rule.startswith('/') else '/' + rule
+
+
+def _netloc(host: str, port: int) -> str:
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
+def _loopback(host: str) -> str:
+    """Where to connect to reach *host*: not every system connects to an unspecified address."""
+    return {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
+
+
+def _is_loopback(host: str) -> bool:
+    names = ('localhost', 'localhost.', '::1', '0:0:0:0:0:0:0:1')
+    return host in names or host.startswith(('127.', '::ffff:127.'))
+
+
+def _parse_address(address: str) -> tuple[str, str, int, str]:
+    """Split an address into scheme, host, port and path prefix."""
+    if not isinstance(address, str):
+        raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
+    if '@' in address:  # do not show it: it may hold a password
+        raise ValueError('an address holds no user and password: rules are guarded by token=...')
+    wrong = f"address {address!r} is not like 'http://host:5000': "
     try:
-        problem = _decode(body)
-    except ValueError:
-        problem = None
-    told = problem if isinstance(problem, dict) else {}
-    why = f'the service answered {status}, without saying why: does microconnect answer there?'
-    detail = str(told.get('detail') or why)
-    if status != 500:
-        return _ERRORS.get(status, BadReply)(detail, status=status)
-    raised = told.get('exception')
-    facts = raised if isinstance(raised, dict) else {}
-    return _remote_error(detail, {k: str(facts[k]) for k in ('type', 'traceback') if k in facts})
+        parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
+        host, port = parts.hostname, parts.port
+        if host and not host.isascii():
+            host = host.encode('idna').decode()
+    except ValueError as error:
+        raise ValueError(f'{wrong}{error}') from None
+    if parts.scheme not in ('http', 'https'):
+        raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
+    # A host named like a number is a port without its host; one named http is a mistyped scheme.
+    is_odd = port == 0 or re.search(r'[\s\\%]|^(?:https?|[0-9]+)$', host or '')
+    if not host or is_odd or parts.query or parts.fragment:
+        raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
+    base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
+    return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
 
 
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:
-        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
+class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
+    """Rule -> token, for both sides; made of such a dict or of one string for all rules.
+
+    It never shows a token, and takes none that would guard nothing.
+    """
+
+    holds_tokens = True  # see _json_form
+
+    def __init__(self, token: Tokens) -> None:
+        if not isinstance(token, (type(None), str, abc.Mapping)):
+            raise TypeError("token is one string for every rule, or a dict {'/rule': 'token'}")
+        self.for_all: str | None = getattr(token, 'for_all', None)
+        self.by_rule: dict[str, str] = {}
+        if isinstance(token, str):
+            self.for_all, token = _checked_token('every rule', token), None
+        self.update(token or {})
+
+    def __getitem__(self, rule: str) -> str:
+        return self.by_rule[_path_of(rule)]
+
+    def __setitem__(self, rule: str, token: str) -> None:
+        self.by_rule[_path_of(rule)] = _checked_token(rule, token or '')
+
+    def __delitem__(self, rule: str) -> None:
+        del self.by_rule[_path_of(rule)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_rule)
+
+    def __len__(self) -> int:
+        return len(self.by_rule)
+
+
+def _set_tokens(owner: Any, token: Tokens) -> None:
+    owner._tokens = _Tokens(token)
+
+
+_token_property = property(lambda owner: owner._tokens, _set_tokens, doc='The tokens by rule.')
 
 
 # ---------------------------------------------------------------------------------------- values
+# JSON, strictly.  The encoder calls `_json_form` for what it does not know, so plain data stays at
+# the speed of C.  Only where encoding fails does `_locate` walk the value, to name the place.
 
 
-def _plain(value: Any) -> Any:
-    """Give the JSON form of what json has none for: json calls it, so plain data is never walked.
+def _json_form(value: Any) -> Any:
+    """Give what *value*, which json does not know, travels as.
 
     Raises TypeError where there is no faithful form.
     """
-    # What json knows by itself, only a proxy brings here; what has tokens keeps them.
-    if isinstance(value, (str, int, float, list, tuple, type(None), _Guarded, _Tokens)):
-        raise _formless(value)
+    # Only an object that lies about its class gets here as a str or int.  Friends and services
+    # hold tokens: never encode them.
+    is_odd = isinstance(value, (str, int, float, list, tuple, type(None)))
+    if is_odd or getattr(type(value), 'holds_tokens', False):
+        raise _no_json_form(value)
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (datetime.date, datetime.time)):
@@ -315,17 +389,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (abc.Set, abc.Iterator, abc.ValuesView, collections.deque, range)):
         return list(value)
     for module, name in (('decimal', 'Decimal'), ('fractions', 'Fraction'), ('uuid', 'UUID')):
-        # Not imported for this: where nobody has, there is no such value.
+        # Do not import them: if nobody did, no such value exists.
         if isinstance(value, getattr(sys.modules.get(module), name, ())):
             return str(value)
     return _attributes(value)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Give what a class travels as: its public attributes, callables left out, names sorted."""
+    """Give the public attributes of an object, callables left out, names sorted."""
     has_attributes = hasattr(value, '__dict__') or hasattr(type(value), '__slots__')
     if callable(value) or isinstance(value, types.ModuleType) or not has_attributes:
-        raise _formless(value)
+        raise _no_json_form(value)
     if hasattr(type(value), '__dataclass_fields__'):
         fields = sys.modules['dataclasses'].fields(value)
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
@@ -333,17 +407,24 @@ def _attributes(value: Any) -> dict[str, Any]:
     return {name: item for name, item in items.items() if not callable(item)}
 
 
-def _formless(value: Any) -> TypeError:
-    name = re.sub(r'\Abuiltins\.', '', f'{type(value).__module__}.{type(value).__name__}')
-    hint = ': send its .tolist()' if hasattr(value, 'tolist') else ''  # of numpy and its like
-    return TypeError(f'{name} has no JSON form{hint}')
-
-
 def _attribute(value: Any, name: str) -> Any:
     try:
         return getattr(value, name)
-    except Exception as error:  # a property's
-        raise ValueError(f'its {name} raised {type(error).__name__}: {_said(error)}') from error
+    except Exception as error:  # raised by a property
+        raise ValueError(f'its {name} raised {type(error).__name__}: {_text_of(error)}') from error
+
+
+def _no_json_form(value: Any) -> TypeError:
+    name = re.sub(r'\Abuiltins\.', '', f'{type(value).__module__}.{type(value).__name__}')
+    hint = ': send its .tolist()' if hasattr(value, 'tolist') else ''  # numpy and its like
+    return TypeError(f'{name} has no JSON form{hint}')
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
 
 
 def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
@@ -354,30 +435,33 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
         return f'{path[:60]}...: nested too deeply'
     try:
         native = issubclass(type(value), (str, int, float, list, tuple, dict, type(None)))
-        form = value if native else _plain(value)
+        form = value if native else _json_form(value)
         if not isinstance(form, (list, tuple, dict)):
             _encoder.encode(form)
             return ''
     except Exception as error:
-        return f'{path}: {_said(error)}'
+        return f'{path}: {_text_of(error)}'
     items: Iterable[Any] = form.items() if isinstance(form, dict) else enumerate(form)
-    in_brackets = native or not isinstance(form, dict)  # and not after a dot, as an attribute
+    has_items = native or not isinstance(form, dict)  # printed as [key]; attributes as .name
     for key, item in items:
         if not isinstance(key, (str, int, float, type(None))):
             return f'{path}: a key is a {type(key).__name__}, and the keys of JSON are strings'
-        step = f'[{key!r}]' if in_brackets else f'.{key}'
+        step = f'[{key!r}]' if has_items else f'.{key}'
         found = _locate(item, path + step, above + (value,))
         if found:
             return found
     return ''
 
 
-_encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_plain)
+# `JSONEncoder.encode` makes a C encoder for every call, and `JSONDecoder.decode` looks for white
+# space around the value by two regular expressions.  Both are kept out of a call's way by names
+# that json does not document: a fifth and a tenth of the speed (see examples/benchmark.py).
+_encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_json_form)
 _iterencode: Any = _encoder.iterencode
-_make = getattr(json.encoder, 'c_make_encoder', None)  # PyPy has none
-if _make:  # once: JSONEncoder.encode makes it anew for every value
-    _text = json.encoder.encode_basestring_ascii
-    _iterencode = _make(None, _plain, _text, None, ':', ',', False, False, False)
+_make_encoder = getattr(json.encoder, 'c_make_encoder', None)  # PyPy has none
+if _make_encoder:
+    _string = json.encoder.encode_basestring_ascii
+    _iterencode = _make_encoder(None, _json_form, _string, None, ':', ',', False, False, False)
 
 
 def _encode(value: Any, part: str) -> bytes:
@@ -414,32 +498,27 @@ def _decode(body: bytes) -> Any:
             value, end = _scan(text, 0)
         except StopIteration:
             end = -1
-        # With white space around it, or an error to tell of, the long way.
+        # The complete decoder takes white space around the value, and words its errors.
         return value if end == len(text) else _decoder.decode(text)
     except RecursionError:
         raise ValueError('nested too deeply') from None
 
 
 # -------------------------------------------------------------------------------------- messages
-# HTTP/1.1 framing (RFC 9112), for both sides.  Nothing here knows a socket: a head is parsed by
-# a pure function, and a stream is whatever `recv` and `recv_into` give.  Its errors carry the
-# status that a service answers them by.
+# HTTP/1.1 framing (RFC 9112) for both sides.  Nothing here knows a socket or the time.  A head is
+# parsed by a pure function, and `_Reader` cuts a stream of bytes into heads and bodies.  The
+# errors carry the status that a service answers them with.
 
-_SERVER = 'microconnect'  # how a service names itself, which tells a friend how it closes
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
-_BLOCK = 1 << 18  # bytes of a body sent at a time; also what has to move within read_timeout
-_FIRST_READ = 1 << 14  # most messages are smaller; a waiting connection holds no more than this
+_CUT_SHORT = 'the connection ended in the middle of a message'
 
-# Not compiled: importing is to be quick, and re keeps what it has compiled.
+# Plain strings: `re` compiles them on first use and caches them, which keeps the import fast.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
 _FIELDS = rb'((?:\r\n' + _FIELD + rb')*)'
 _REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])'
-_REQUEST = _REQUEST_LINE + _FIELDS
 _STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?'
-_REPLY = _STATUS_LINE + _FIELDS
-_EMPTY_LINES = rb'\A(?:\r\n)+'
 _BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
 _PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
@@ -448,15 +527,17 @@ _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])' + _HOST + rb')?'
 _TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(?:\?([^#]*))?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 
-_Request = collections.namedtuple('_Request', 'method path headers count length keep_alive expects')
-_Reply = collections.namedtuple('_Reply', 'status length keep_alive is_ours fault')
+_RequestHead = collections.namedtuple(
+    '_RequestHead', 'method path headers count length keep_alive expects'
+)
+_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault')
 
 
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
 @functools.lru_cache(maxsize=256)
-def _parse_request(head: bytes) -> _Request:
+def _parse_request_head(head: bytes) -> _RequestHead:
     """Parse a request's head, without the empty line that ends it."""
-    found = re.fullmatch(_REQUEST, head)
+    found = re.fullmatch(_REQUEST_LINE + _FIELDS, head)
     if not found:
         raise _malformed(head)
     method, target, minor, lines = found.groups()
@@ -464,16 +545,16 @@ def _parse_request(head: bytes) -> _Request:
     host = headers.get('host', '' if minor == b'0' else None)
     if host is None or not re.fullmatch(_HOST, host.encode('latin-1')):
         raise BadCall('a request needs one valid Host header (RFC 9112, 3.2)')
-    place = re.fullmatch(_TARGET, target)
-    if not place and (method, target) != (b'OPTIONS', b'*'):
+    parts = re.fullmatch(_TARGET, target)
+    if not parts and (method, target) != (b'OPTIONS', b'*'):
         raise BadCall('the request target is not a path (RFC 9112, 3.2)')
-    path, query = place.groups() if place else (target, None)
+    path, query = parts.groups() if parts else (target, None)
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
         raise BadCall('the only expectation met is 100-continue', status=417)
-    return _Request(
+    return _RequestHead(
         method.decode(),
-        # Of a query the mark alone is kept: so no rule matches, and no one logs what it holds.
+        # Keep only the '?' of a query: no rule matches, and a token in it is never logged.
         _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + ('?' if query else ''),
         headers,
         lines.count(b'\r\n'),
@@ -484,12 +565,12 @@ def _parse_request(head: bytes) -> _Request:
 
 
 @functools.lru_cache(maxsize=256)
-def _parse_reply(head: bytes) -> _Reply:
+def _parse_reply_head(head: bytes) -> _ReplyHead:
     """Parse a reply's head.
 
-    `keep_alive` is in seconds, 0 where the peer closes; `fault`, why the body holds no values.
+    `keep_alive` is in seconds, 0 where the peer closes.  `fault` says why the body holds no values.
     """
-    found = re.fullmatch(_REPLY, head)
+    found = re.fullmatch(_STATUS_LINE + _FIELDS, head)
     if not found:
         raise _malformed(head)
     minor, status, lines = found.groups()
@@ -500,24 +581,26 @@ def _parse_reply(head: bytes) -> _Reply:
     seconds = 0.0
     if length != _TO_THE_END and _keeps_alive(headers, minor):
         told = re.search(r'timeout=([0-9]{1,6})\b', headers.get('keep-alive', ''))
-        # Where none is told: below the 5 s of Node and uvicorn, the shortest in wide use.
+        # If the peer does not say: 4 s, below the 5 s of Node and uvicorn.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
     kind, coding = headers.get('content-type', ''), headers.get('content-encoding', 'identity')
     fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}'
     if coding != 'identity':
-        fault = 'the reply is compressed, which was not asked for'
-    return _Reply(int(status), length, seconds, headers.get('server') == _SERVER, fault)
+        fault = 'the reply is compressed, though nobody asked for that'
+    return _ReplyHead(int(status), length, seconds, fault)
 
 
 def _malformed(head: bytes) -> BadCall:
-    """What to say of a head that is none.  Its text is not repeated: it may hold a secret."""
-    if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', head):
+    """Why *head* cannot be one.  Its text is not repeated: it may hold a secret."""
+    # Judge only what precedes the first bad byte, so that it does not matter how much has come.
+    line = re.split(_BAD_BYTES, head, maxsplit=1)[0].partition(b'\r\n')[0]
+    if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', line):
         return BadCall('only HTTP/1.1 is spoken here', status=505)
     return BadCall('the head is malformed (RFC 9112): a first line, then Name: value lines')
 
 
 def _parse_fields(lines: bytes) -> dict[str, str]:
-    """Parse header lines that match _FIELDS; those of one name are joined (RFC 9110, 5.3)."""
+    """Parse header lines that match _FIELDS; join those of one name (RFC 9110, 5.3)."""
     headers: dict[str, str] = {}
     for field in lines.decode('latin-1').split('\r\n')[1:]:
         name, _, value = field.partition(':')
@@ -526,11 +609,11 @@ def _parse_fields(lines: bytes) -> dict[str, str]:
     return headers
 
 
-def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> int:
-    """How long the body is (RFC 9112, 6.3), *otherwise* where no header says."""
+def _body_length(headers: Mapping[str, str], minor: bytes, default: int) -> int:
+    """How long the body is (RFC 9112, 6.3); *default* where no header says."""
     length, coding = headers.get('content-length'), headers.get('transfer-encoding')
     if coding is not None:
-        # Two statements of one length are how requests are smuggled past a proxy.
+        # Requests are smuggled past a proxy by giving two lengths.
         if length is not None or minor == b'0':
             raise BadCall('Transfer-Encoding with Content-Length, or in HTTP/1.0, is refused')
         if coding.lower().strip(', \t') == 'chunked':  # a list may have empty elements
@@ -538,7 +621,7 @@ def _body_length(headers: Mapping[str, str], minor: bytes, otherwise: int) -> in
         known = re.fullmatch(r'(?:gzip|x-gzip|deflate|compress)\s*,\s*chunked', coding.lower())
         raise BadCall('the only Transfer-Encoding read is chunked', status=501 if known else 400)
     if length is None:
-        return otherwise
+        return default
     if not (length.isascii() and length.isdigit()):
         raise BadCall('Content-Length is not a number of bytes')
     length = length.lstrip('0') or '0'
@@ -562,261 +645,171 @@ def _utf8(path: bytes) -> str:
         raise BadCall('the path is not percent-encoded UTF-8') from None
 
 
-class _Stream:
-    """Messages out of a stream of bytes."""
+def _over_max_body(what: str, limit: int) -> TooLarge:
+    return TooLarge(f'{what} is over max_body={limit}')
 
-    sock: Any  # has recv and recv_into
-    progress: Callable[[int], None]  # is told of each number of bytes that came
-    first_line: bytes  # a pattern of what a head begins with: what never will be one is refused
-    parse: Any  # what makes a record of a head
-    max_head: int  # bytes
-    buffer = b''  # what has come and is not read yet
-    last_head = b''
 
-    def _more(self) -> None:
-        data = self.sock.recv(_FIRST_READ)
-        if not data:
-            raise BadCall('the connection ended in the middle of a message')
-        self.progress(len(data))
-        self.buffer += data  # which copies nothing where it was empty
+class _Reader:
+    """Heads and bodies out of the bytes of one connection, however they were cut.
 
-    def _take(self, size: int, or_less: bool = False) -> bytes:
-        """Give the next *size* bytes, or what there is till the end."""
-        if size <= len(self.buffer):
-            data, self.buffer = self.buffer[:size], self.buffer[size:]
-            return data
-        data = io.BufferedReader(_Raw(self), 1).read(size)
-        if len(data) < size and not or_less:
-            raise BadCall('the connection ended in the middle of a message')
-        return data
+    `feed` it what came, and b'' at the end.  `head` and `body` give what is complete, or None if
+    they need more.  Bytes that cannot become a message are refused at once.
+    """
+
+    def __init__(self, parse: Any, first_line: bytes, max_head: int) -> None:
+        self.parse = parse  # makes a record of a head
+        self.first_line = first_line + rb'\r\n'  # lets `head` refuse garbage early
+        self.max_head = max_head  # bytes
+        self.buffer: Any = b''  # what has come and is not read yet
+        self.has_ended = False
+        self.last_head = b''
+        self.skipped = 0  # bytes of empty lines before the head
+        self.seen = 0  # bytes of an unfinished head that hold nothing bad
+        self.chunks: Iterator[None] | None = None  # reads the chunked body that has begun
+
+    def feed(self, data: bytes) -> None:
+        if self.buffer:
+            self.buffer += data
+        else:
+            self.buffer = data
+        self.has_ended = not data
 
     def head(self) -> Any:
-        """Give the next head, parsed; what never will be one is refused, and not waited for."""
-        most, seen = self.max_head, 0
-        while True:
-            if self.buffer[:1] == b'\r':  # RFC 9112, 2.2: ignore empty lines before, not for ever
-                text = re.sub(_EMPTY_LINES, b'', self.buffer, count=1)
-                most -= len(self.buffer) - len(text)
-                self.buffer = text
-            head, blank, rest = self.buffer.partition(b'\r\n\r\n')
-            if blank or len(head) > most + 3:  # of which up to 3 may begin the empty line
-                break
-            is_line = b'\r\n' not in head or re.match(self.first_line + b'\r\n', head)
-            if not is_line or re.compile(_BAD_BYTES).search(head, seen):
-                raise _malformed(head)
-            seen = max(len(head) - 3, 0)
-            self._more()
-        if len(head) > most:
-            raise TooLarge(f'the head is over {self.max_head} bytes', status=431)
-        self.last_head, self.buffer = head, rest
-        # Only small ones are remembered, so that they stay few bytes.
+        """Give the next head, parsed."""
+        if self.buffer[:1] == b'\r':  # RFC 9112, 2.2: ignore empty lines before a head
+            text = re.sub(rb'\A(?:\r\n)+', b'', self.buffer, count=1)
+            self.skipped += len(self.buffer) - len(text)
+            self.buffer = text
+        head, blank, rest = self.buffer.partition(b'\r\n\r\n')
+        limit = self.max_head - self.skipped
+        if not blank or len(head) > limit:
+            return self._check_unfinished_head(head, blank, limit)
+        self.buffer, self.last_head = rest, head
+        self.skipped = self.seen = 0
+        # Cache small heads only: the cache must stay small.
         return (self.parse if len(head) < 1024 else self.parse.__wrapped__)(head)
 
-    def body(self, length: int, limit: int) -> bytes:
-        """Give the body that follows a head which told *length*."""
-        if length == len(self.buffer) <= limit:  # as most messages come
-            body, self.buffer = self.buffer, b''
-            return body
-        if 0 <= length <= limit:
-            return self._take(length)
-        if length == _CHUNKED:
-            return self._chunks(limit)
-        if length > limit:
-            raise TooLarge(f'the body of {length} bytes is over max_body={limit}')
-        rest = self._take(limit + 1, or_less=True)
-        if len(rest) > limit:
-            raise TooLarge(f'the body is over max_body={limit} bytes')
-        return rest
+    def _check_unfinished_head(self, head: bytes, blank: bytes, limit: int) -> None:
+        """Refuse what cannot become a head that is small enough."""
+        window = head[: max(limit + 3, 0)]  # the last three may begin the empty line
+        is_line = b'\r\n' not in window or re.match(self.first_line, window)
+        if not is_line or re.compile(_BAD_BYTES).search(window, self.seen):
+            raise _malformed(window)
+        if blank or len(head) > limit + 3:
+            raise TooLarge(f'the head is over {self.max_head} bytes', status=431)
+        if self.has_ended:
+            raise BadCall(_CUT_SHORT)
+        self.seen = max(len(head) - 3, 0)
 
-    def _chunks(self, limit: int) -> bytes:
-        """Give a chunked body (RFC 9112, 7.1); extensions and trailers are read and left."""
-        body = bytearray()  # a list would keep 50 bytes beside each chunk of one
+    def body(self, length: int, limit: int) -> bytes | None:
+        """Give the body whose *length* the head told, up to *limit* bytes."""
+        buffer = self.buffer
+        if length == len(buffer) <= limit:  # as most messages come
+            self.buffer = b''
+            return buffer  # type: ignore[no-any-return]
+        if length == _CHUNKED:
+            return self._chunked_body(limit)
+        if length > limit:
+            raise _over_max_body(f'the body of {length} bytes', limit)
+        if length == _TO_THE_END:
+            if len(buffer) > limit:
+                raise _over_max_body('the body', limit)
+            length = len(buffer) if self.has_ended else limit + 1
+        if length <= len(buffer):
+            self.buffer = bytes(buffer[length:])
+            return bytes(buffer[:length])
+        if self.has_ended:
+            raise BadCall(_CUT_SHORT)
+        if isinstance(buffer, bytes):
+            self.buffer = bytearray(buffer)  # grows in place
+        return None
+
+    def _chunked_body(self, limit: int) -> bytes | None:
+        self.buffer = bytearray(self.buffer)  # it is cut from the front in place, too
+        self.chunks = self.chunks or self._read_chunks(limit)
+        try:
+            next(self.chunks)
+        except StopIteration as end:
+            self.buffer, self.chunks = bytes(self.buffer), None
+            return end.value  # type: ignore[no-any-return]
+        if self.has_ended:
+            raise BadCall(_CUT_SHORT)
+        return None
+
+    def _read_chunks(self, limit: int) -> Any:
+        """Read a chunked body (RFC 9112, 7.1), extensions and trailers left out.
+
+        A generator: it yields if it needs more, and returns the body.
+        """
+        body = bytearray()
         spare = self.max_head  # what extensions and trailers may use up
-        while True:
-            line = self._line(spare)
+        size = -1
+        while size:
+            line = yield from self._read_line(spare)
             found = re.fullmatch(_CHUNK_LINE, line)
             if not found:
                 raise BadCall('a chunk size is malformed (RFC 9112, 7.1)')
             spare -= len(line) - len(found.group(1))
             size = int(found.group(1), 16)
             if len(body) + size > limit:
-                raise TooLarge(f'the body is over max_body={limit} bytes')
-            if not size:
-                break
-            body += self._take(size)
-            if self._take(2) != b'\r\n':
+                raise _over_max_body('the body', limit)
+            end = len(body) + size
+            while len(body) < end:
+                if not self.buffer:
+                    yield
+                missing = end - len(body)
+                body += self.buffer[:missing]
+                del self.buffer[:missing]
+            while size and len(self.buffer) < 2:
+                yield
+            if size and self.buffer[:2] != b'\r\n':
                 raise BadCall('a chunk is longer than its size (RFC 9112, 7.1)')
+            del self.buffer[: 2 if size else 0]
         while line:
-            line = self._line(spare)
+            line = yield from self._read_line(spare)
             spare -= len(line)
             if line and not re.fullmatch(_FIELD, line):
                 raise BadCall('a trailer is malformed (RFC 9112, 7.1.2)')
-        return bytes(body)
+        return body
 
-    def _line(self, limit: int) -> bytes:
-        while b'\r\n' not in self.buffer:
-            if len(self.buffer) > limit or b'\n' in self.buffer:
+    def _read_line(self, limit: int) -> Any:
+        while True:
+            line, end, _ = self.buffer[: limit + 2].partition(b'\r\n')
+            if b'\n' in line or (not end and len(self.buffer) >= limit + 2):
                 raise BadCall('a line of a chunked body is malformed or too long')
-            self._more()
-        return self._take(self.buffer.find(b'\r\n') + 2)[:-2]
-
-
-class _Raw(io.RawIOBase):
-    """A stream for BufferedReader.read: it fills memory in place, and takes only what comes."""
-
-    def __init__(self, stream: _Stream) -> None:
-        self.stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        stream = self.stream
-        start, stream.buffer = stream.buffer[: len(buffer)], stream.buffer[len(buffer) :]
-        if start:
-            buffer[: len(start)] = start
-            return len(start)
-        count: int = stream.sock.recv_into(buffer)
-        stream.progress(count)
-        return count
+            if end:
+                del self.buffer[: len(line) + 2]
+                return bytes(line)
+            yield
 
 
 def _head(first_line: str, *fields: tuple[str, str]) -> bytes:
-    """A message's head, but for the length and the empty line."""
+    """A message's head, without the length and the empty line."""
     lines = [f'{name}: {value}\r\n' for name, value in fields]
     return f'{first_line}\r\n{"".join(lines)}'.encode('latin-1')
 
 
 @functools.lru_cache(maxsize=64)
 def _reply_head(status: int, headers: Headers, alive: float, second: int) -> bytes:
-    """A reply's head; with *alive* 0 seconds the connection is closed."""
+    """A reply's head; *alive* is how many seconds the connection is kept, 0 closes it."""
     first_line = f'HTTP/1.1 {status} {http.HTTPStatus(status).phrase}'
     date = email.utils.formatdate(second, usegmt=True)
     kept = ('Keep-Alive', f'timeout={max(1, int(alive))}') if alive else ('Connection', 'close')
-    return _head(first_line, ('Server', _SERVER), ('Date', date), *headers, kept)
+    return _head(first_line, ('Server', 'microconnect'), ('Date', date), *headers, kept)
 
 
-def _request_head(base: str, extra: Headers, method: str, rule: str) -> bytes:
+def _request_head(base: str, fields: Headers, method: str, rule: str) -> bytes:
     try:
         target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
     except UnicodeEncodeError:
         raise BadCall('the rule holds a lone surrogate, which has no UTF-8 form') from None
-    return _head(f'{method} {target} HTTP/1.1', *extra, *_JSON)
+    return _head(f'{method} {target} HTTP/1.1', *fields, *_JSON)
 
 
-# ---------------------------------------------------------------------------------- Microservice
+# The bodies: a call and the values returned, or the problem.
 
-_METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
-
-_Rule = collections.namedtuple('_Rule', 'path function methods token')
-
-
-class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
-    """Rule -> token, one class for both sides; *token* is such a dict or one string for all.
-
-    It never shows a token, and takes none that would guard nothing.
-    """
-
-    def __init__(self, token: Tokens) -> None:
-        if not isinstance(token, (type(None), str, abc.Mapping)):
-            raise TypeError("token is one string for every rule, or a dict {'/rule': 'token'}")
-        self.for_all: str | None = getattr(token, 'for_all', None)
-        self._by_rule: dict[str, str] = {}
-        if isinstance(token, str):
-            self.for_all, token = _checked_token('every rule', token), None
-        self.update(token or {})
-
-    def __getitem__(self, rule: str) -> str:
-        return self._by_rule[_path_of(rule)]
-
-    def __setitem__(self, rule: str, token: str) -> None:
-        self._by_rule[_path_of(rule)] = _checked_token(rule, token or '')
-
-    def __delitem__(self, rule: str) -> None:
-        del self._by_rule[_path_of(rule)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_rule)
-
-    def __len__(self) -> int:
-        return len(self._by_rule)
-
-    def of(self, rule: str) -> str | None:
-        return self._by_rule.get(rule) or self.for_all
-
-
-class _Guarded:
-    """What has tokens: to set `token` replaces them, but for those that decorators gave."""
-
-    _rules: Mapping[str, _Rule] = {}
-
-    @property
-    def token(self) -> _Tokens:
-        return self._token
-
-    @token.setter
-    def token(self, token: Tokens) -> None:
-        tokens = _Tokens(token)
-        for rule in list(self._rules.values()):
-            if rule.token:
-                tokens.setdefault(rule.path, rule.token)
-        self._token = tokens  # last: no call may find a guarded rule without its token
-
-
-def _checked_token(rule: str, token: Any) -> Any:
-    if token is None or (isinstance(token, str) and token):
-        return token
-    raise TypeError(f'the token of {rule} has to be a non-empty string')
-
-
-def _path_of(rule: Any) -> str:
-    if not isinstance(rule, str) or not rule:
-        raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
-    return rule if rule.startswith('/') else '/' + rule
-
-
-def _code_flags(function: Any) -> int:
-    """The flags of the code that calling *function* runs; 0 where it is not Python's."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(function, '__code__', getattr(type(function).__call__, '__code__', None))
-    return code.co_flags if code else 0
-
-
-def _refuse_secret_key(secret_key: str | None) -> None:
-    if secret_key is not None:
-        raise NotImplementedError('secretKey: calls cannot be signed yet; use token, and TLS')
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-_in_async_rule = contextvars.ContextVar('microconnect.in_async_rule', default=False)
-
-
-def _would_block_rules() -> bool:
-    """Whether this is the code of an async rule, in the thread of the loop that it shares."""
-    if not _in_async_rule.get():
-        return False
-    import asyncio
-
-    return asyncio._get_running_loop() is not None
-
-
-def _check_browser(headers: Mapping[str, str]) -> None:
-    """Refuse what a foreign web page makes its visitor's browser ask.
-
-    Under DNS rebinding Origin and Host agree on a name, so a name other than localhost is none.
-    """
-    origin, host = headers.get('origin'), headers.get('host', '')
-    if origin is not None:
-        name = re.sub(r':[0-9]*\Z', '', host)
-        is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
-        if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
-            raise Forbidden(f'web pages of {origin[:200]!r} may not call this service', status=403)
-    elif headers.get('sec-fetch-site') == 'cross-site':
-        raise Forbidden('web pages of other sites may not call this service', status=403)
+_JSON = (('Content-Type', 'application/json'),)
+_PROBLEM = (('Content-Type', 'application/problem+json'),)
 
 
 def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
@@ -828,23 +821,278 @@ def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
     is_object = type(call) is dict
     if is_object:
         args, kwargs, token = call.pop('args', []), call.pop('kwargs', {}), call.pop('token', None)
-    if not is_object or call:  # or more than that
+    if not is_object or call:  # there were other keys
         raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
     if type(args) is not list or type(kwargs) is not dict:
         raise BadCall('args has to be an array, and kwargs an object')
     return args, kwargs, token
 
 
-def _same_token(given: Any, wanted: str) -> bool:
-    """Compare in constant time, as bytes: ascii() has them for each str, a lone surrogate too."""
-    asked, right = ascii(given).encode(), ascii(wanted).encode()
-    return isinstance(given, str) and hmac.compare_digest(asked, right)
+def _returned(reply: _ReplyHead, body: bytes) -> Any:
+    """The value that a reply holds; MicroconnectError where it holds none."""
+    if reply.status != 200:
+        raise _error_from_reply(reply.status, body)
+    if reply.fault:
+        raise BadReply(reply.fault)
+    try:
+        values = _decode(body)
+    except ValueError as error:
+        raise BadReply(f'the reply is not JSON: {error}') from None
+    if type(values) is not list:
+        raise BadReply('the reply is not an array of the returned values')
+    return values[0] if len(values) == 1 else tuple(values)
 
 
-def _is_again(before: Any, function: Any) -> bool:
-    """Whether a notebook or a prompt has run the definition of a function once more."""
+def _problem(status: int, detail: str, **members: Any) -> bytes:
+    """RFC 9457 problem details."""
+    title = http.HTTPStatus(status).phrase
+    return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
+
+
+def _error_from_reply(status: int, body: bytes) -> MicroconnectError:
+    """The error that a reply with another status than 200 stands for."""
+    try:
+        problem = _decode(body)
+    except ValueError:
+        problem = None
+    members = problem if isinstance(problem, dict) else {}
+    why = f'the service answered {status}, without saying why: does microconnect answer there?'
+    detail = str(members.get('detail') or why)
+    if status != 500:
+        return _ERRORS.get(status, BadReply)(detail, status=status)
+    raised = members.get('exception')
+    facts = raised if isinstance(raised, dict) else {}
+    names = ('type', 'base', 'message', 'traceback')
+    return _remote_error(detail, {k: str(facts[k]) for k in names if k in facts})
+
+
+def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
+    base = facts.get('base', '')
+    kind = _remote_error_class(base) if base in vars(builtins) else RemoteError
+    return kind(message, **facts)
+
+
+@functools.lru_cache(maxsize=None)
+def _remote_error_class(name: str) -> type[RemoteError]:
+    """The RemoteError that is also the builtin *name*, if that is an exception."""
+    kind = vars(builtins)[name]
+    # StopIteration would silently end a loop around the call; an ExceptionGroup needs its members.
+    never = ('Exception', 'StopIteration', 'StopAsyncIteration', 'ExceptionGroup')
+    if name in never or not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return RemoteError
+    members = {'__module__': __name__, 'msg': property(str)}  # SyntaxError prints its msg
+    return type('RemoteError', (RemoteError, kind), members)
+
+
+# ----------------------------------------------------------------------------------------- clock
+# Sockets block, and one thread a process ends what is late.  A timeout set on the socket for each
+# wait would cost every call several system calls, and would bound a wait, not a call.
+
+_POLL = 0.2  # seconds between looks where a socket keeps its own time
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # what a forked child closes
+
+
+def _close_inherited() -> None:
+    """Close what a fork left in this child: it belongs to the parent, so do not shut it down."""
+    for sock in list(_sockets):
+        sock.close()
+
+
+if hasattr(os, 'register_at_fork'):  # Windows has no forks
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
+class _Clock:
+    """Ends what is late: a daemon thread that sleeps until the earliest deadline.
+
+    Each wait is an entry of its own.  Whoever pops the entry decides how the wait ended: the
+    thread that waited, this one, or a listener that makes room or stops.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.entries: dict[int, tuple[float, _TimedSocket]] = {}
+        self.keys = itertools.count(1)  # a later wait has a larger one
+        self.wakes_at = math.inf
+        self.alarm = threading.Lock()  # its release wakes the thread
+        self.alarm.acquire()
+        self.thread: threading.Thread | None = None
+        self.lock = threading.RLock()  # reentrant: a signal's handler may call, too
+
+    def wake(self) -> bool:
+        """Have the thread look at the entries; False where there can be no such thread."""
+        # On Windows `shutdown` wakes no blocked recv (CPython issue 91913).
+        if os.name == 'nt' or sys.is_finalizing():
+            return False
+        with self.lock:
+            if not (self.thread and self.thread.is_alive()):
+                thread = threading.Thread(target=self._run, name='microconnect-clock', daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system has no more threads
+                    return False
+                self.thread = thread
+        with contextlib.suppress(RuntimeError):  # it is awake already
+            self.alarm.release()
+        return True
+
+    def _run(self) -> None:
+        while True:
+            self.wakes_at = math.inf  # before the look: a deadline set meanwhile wakes it again
+            self.wakes_at = self._end_late()
+            left = self.wakes_at - time.monotonic()
+            self.alarm.acquire(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
+
+    def _end_late(self) -> float:
+        """End what is late, and give the earliest deadline that is left."""
+        earliest, now = math.inf, time.monotonic()
+        for key, (deadline, sock) in self.entries.copy().items():
+            if deadline <= now:
+                sock.end(key)
+            else:
+                earliest = min(earliest, deadline)
+        return earliest
+
+
+_clock = _Clock()
+
+
+def _clock_of_process() -> _Clock:
+    """The clock of this process: a forked child has another than its parent."""
+    global _clock
+    # Not every fork runs what is registered at fork.
+    if _clock.process != os.getpid() or sys.is_finalizing():
+        _clock = _Clock()
+    return _clock
+
+
+class _TimedSocket:
+    """A socket whose waits the clock bounds: `start` before them, `stop` after."""
+
+    def __init__(self, sock: Any, clock: _Clock) -> None:
+        self.sock = sock
+        self.clock = clock
+        self.key = 0  # of the present or last wait
+        self.how = socket.SHUT_RDWR  # how it is ended
+        self.keeps_time = False  # by the socket's own timeout, where the clock cannot
+        self.recv: Callable[[int], bytes] = sock.recv
+        self.sendall: Callable[[Any], Any] = sock.sendall
+        sock.settimeout(None)  # whatever socket.setdefaulttimeout says
+        _sockets.add(sock)
+
+    def start(self, deadline: float, how: int = socket.SHUT_RDWR) -> None:
+        clock = self.clock
+        self.how = how
+        self.key = key = next(clock.keys)
+        clock.entries[key] = (deadline, self)
+        if deadline < clock.wakes_at and not self.keeps_time and not clock.wake():
+            self.keeps_time = True
+            self.recv = functools.partial(self.wait_for, self.sock.recv)
+            self.sendall = self._send_pieces
+
+    def stop(self) -> bool:
+        """End the wait; False if it was ended before: it was late, or its socket was wanted."""
+        if self.clock.entries.pop(self.key, None) is not None:
+            return True
+        with self.clock.lock:  # who ended it is done with the socket
+            return False
+
+    def end(self, key: int, cut: bool = False) -> bool:
+        """End the wait with this *key* from another thread, or by *cut* whatever goes on.
+
+        False if there is no such wait: its thread ended it first.
+        """
+        with self.clock.lock:
+            is_waiting = self.clock.entries.pop(key, None) is not None
+            if cut or (is_waiting and not self.keeps_time):
+                self.shutdown(socket.SHUT_RDWR if cut else self.how)
+        return is_waiting
+
+    def shutdown(self, how: int) -> None:
+        with contextlib.suppress(OSError):
+            # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
+            socket.socket.shutdown(self.sock, how)
+
+    def close(self) -> None:
+        with self.clock.lock:  # nobody may be shutting down the descriptor that this frees
+            self.clock.entries.pop(self.key, None)
+            self.sock.close()
+
+    def wait_for(self, operation: Callable[..., Any], *args: Any) -> Any:
+        """Call what may wait on the socket, and by its own timeout if the clock cannot end that."""
+        while self.keeps_time:
+            entry = self.clock.entries.get(self.key)
+            left = entry[0] - time.monotonic() if entry else 0
+            if left <= 0:
+                self.clock.entries.pop(self.key, None)
+                raise ConnectionAbortedError('timed out')
+            self.sock.settimeout(min(left, _POLL))
+            with contextlib.suppress(socket.timeout):
+                return operation(*args)
+        return operation(*args)
+
+    def _send_pieces(self, data: Any) -> None:
+        data = memoryview(data)
+        while data:
+            data = data[self.wait_for(self.sock.send, data) :]
+
+
+# ----------------------------------------------------------------------------------------- rules
+
+_CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
+
+_Rule = collections.namedtuple('_Rule', 'path function methods token')
+
+
+def _code_flags(function: Any) -> int:
+    """The flags of the code that calling *function* runs; 0 where it is not Python's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, '__code__', getattr(type(function).__call__, '__code__', None))
+    return code.co_flags if code else 0
+
+
+def _is_redefinition(before: Any, function: Any) -> bool:
+    """Whether a notebook cell or a prompt defined the same function again."""
     name = getattr(function, '__qualname__', '<>')
     return hasattr(sys, 'ps1') and '<' not in name and name == getattr(before, '__qualname__', '')
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+_in_async_rule = contextvars.ContextVar('microconnect.in_async_rule', default=False)
+
+
+def _would_block_rules() -> bool:
+    """Whether the caller is an async rule on a running loop: to wait here would stop the others."""
+    import asyncio
+
+    return _in_async_rule.get() and asyncio._get_running_loop() is not None
+
+
+def _check_browser(headers: Mapping[str, str]) -> None:
+    """Refuse what a foreign web page makes its visitor's browser ask.
+
+    Under DNS rebinding Origin and Host agree on a name: therefore only localhost and IP addresses
+    count as the same origin.
+    """
+    origin, host = headers.get('origin'), headers.get('host', '')
+    if origin is not None:
+        name = re.sub(r':[0-9]*\Z', '', host)
+        is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
+        if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
+            raise Forbidden(f'web pages of {origin[:200]!r} may not call this service', status=403)
+    elif headers.get('sec-fetch-site') == 'cross-site':
+        raise Forbidden('web pages of other sites may not call this service', status=403)
+
+
+def _same_token(given: Any, wanted: str) -> bool:
+    """Compare in constant time."""
+    # `ascii()` gives bytes for any str; `encode()` would fail on a lone surrogate.
+    left, right = ascii(given).encode(), ascii(wanted).encode()
+    return isinstance(given, str) and hmac.compare_digest(left, right)
 
 
 def _nearest(path: str, rules: Iterable[str]) -> str:
@@ -854,7 +1102,7 @@ def _nearest(path: str, rules: Iterable[str]) -> str:
 
 
 def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
-    """Why there is no rule to run."""
+    """Why there is no rule to call."""
     if method not in _METHODS + ('HEAD',):
         return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
     rule = rules.get(path)
@@ -872,72 +1120,46 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
     return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
 
 
-class _Loop(threading.Thread):
-    """The event loop of a service's async rules, in a thread of its own."""
-
-    def __init__(self, service: _Rulebook) -> None:
-        super().__init__(daemon=True)
-        self.service = weakref.ref(service, self.end)  # which may be left behind, never stopped
-        self.is_open = threading.Event()
-        self.start()
-        while not self.is_open.wait(0.1):
-            if not self.is_alive():  # such as without a descriptor left
-                raise RuntimeError('the event loop of the async rules could not start')
-
-    def run(self) -> None:
-        import asyncio
-
-        asyncio.run(self._until_closed())  # cancels what is left at the end, and closes the loop
-
-    async def _until_closed(self) -> None:
-        import asyncio
-
-        self.loop = asyncio.get_running_loop()
-        self.ending = asyncio.Event()
-        self.is_open.set()
-        try:
-            await self.ending.wait()
-        finally:  # also where a task's SystemExit ends the loop
-            self.is_open.clear()
-
-    def result_of(self, coroutine: Coroutine[Any, Any, Answer]) -> Answer:
-        import asyncio
-        import concurrent.futures
-
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        try:
-            # Not result(1): its TimeoutError might be another's, such as of a signal's handler.
-            while self.is_alive() and not concurrent.futures.wait([future], 1).done:
-                pass  # the loop may have ended before it took this up
-        finally:
-            future.cancel()  # what nobody waits for any more must not go on; one done stays
-        return future.result()
-
-    def end(self, _: Any = None) -> None:
-        with contextlib.suppress(RuntimeError):  # it has ended by itself
-            self.loop.call_soon_threadsafe(self.ending.set)
-
-    def close(self) -> None:
-        self.end()
-        with contextlib.suppress(RuntimeError):  # this is its thread
-            self.join(2)
+def _refusal(path: str, error: MicroconnectError) -> Answer:
+    """The answer to a request for which nothing has run."""
+    status = error.status or 500
+    _log('info', 'refused %d: %r: %r', status, path.partition('?')[0], str(error))
+    extra: Headers = getattr(error, 'headers', ())
+    return status, _PROBLEM + extra, _problem(status, str(error))
 
 
-class _Rulebook(_Guarded):
-    """The rules and their tokens, and the one `answer` that every host calls."""
+def _description(error: BaseException) -> dict[str, str]:
+    """What a caller is told of an exception: its class, the nearest builtin one, its message."""
+    kinds: tuple[type, ...] = type(error).__mro__
+    name, message = type(error).__name__, _text_of(error)
+    if isinstance(error, RemoteError):  # a service further on raised: its word counts
+        name, message = error.type, error.message
+    elif isinstance(error, MicroconnectError):  # a ConnectionError would invite a retry
+        kinds = (Exception,)
+    bases = (kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
+    return {'type': name, 'base': next(bases), 'message': message}
 
-    def __init__(self, name: str, debug: bool | None, token: Tokens, max_body: int) -> None:
+
+class _Rules:
+    """The rules and their tokens, and how a request is answered: no socket, no thread.
+
+    *loop* awaits what an async rule returns: it has `result_of(coroutine)`.
+    """
+
+    holds_tokens = True  # see _json_form
+    token = _token_property
+    _tokens: _Tokens
+
+    def __init__(
+        self, name: str, debug: bool | None, token: Tokens, max_body: int, loop: _Loop
+    ) -> None:
         self.name = name
         self.debug = debug
         self.max_body = _checked_number('max_body', max_body)
-        self._rules: dict[str, _Rule] = {}
         self.token = token
-        self._loop: _Loop | None = None
-        self._locks: dict[int, Any] = {}  # by process: a fork copies a lock as held as it is
-
-    def _lock(self) -> Any:
-        """The lock of what starts and stops; reentrant, for a signal's handler may stop too."""
-        return self._locks.setdefault(os.getpid(), threading.RLock())
+        self._rules: dict[str, _Rule] = {}
+        self._loop = loop
+        self._debug_of_start: bool | None = None  # while it serves
 
     def typing(
         self, rule: str, token: str | None = None, methods: Sequence[str] = ('POST',)
@@ -961,11 +1183,11 @@ class _Rulebook(_Guarded):
 
         def register(function: Function) -> Function:
             self.reply(function)
-            if path in self._rules and not _is_again(self._rules[path].function, function):
+            if path in self._rules and not _is_redefinition(self._rules[path].function, function):
                 raise ValueError(f'rule {path!r} is taken already: give each function its own')
-            if token is not None:
-                self.token[path] = token
             self._rules[path] = _Rule(path, function, tuple(methods), token)
+            if token is not None:
+                self.token.pop(path, None)  # this one takes the place of one given before
             return function
 
         return register
@@ -981,7 +1203,7 @@ class _Rulebook(_Guarded):
     def answer(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes = b''
     ) -> Answer:
-        """Answer one request; every host calls this, or `aanswer`.
+        """Answer one request, in any server.
 
         Args:
             method: the HTTP method.
@@ -993,7 +1215,7 @@ class _Rulebook(_Guarded):
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
-        return self._answer(method, path, {k.lower(): v for k, v in headers.items()}, body)
+        return self._handle(method, path, {k.lower(): v for k, v in headers.items()}, body)
 
     async def aanswer(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes = b''
@@ -1001,28 +1223,40 @@ class _Rulebook(_Guarded):
         """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
         import asyncio
 
-        try:
-            lowered = {name.lower(): value for name, value in headers.items()}
-            rule, args, kwargs = self._admit(method, path, lowered, body)
-        except MicroconnectError as refusal:
-            return self._refusal(path, refusal)
-        if not _code_flags(rule.function) & 0x80:  # it is not async
+        lowered = {name.lower(): value for name, value in headers.items()}
+        rule = self._rules.get(path)
+        if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, self._run, rule, args, kwargs)
+            return await loop.run_in_executor(None, self._handle, method, path, lowered, body)
+        try:
+            rule, args, kwargs = self._check_request(method, path, lowered, body)
+        except MicroconnectError as error:
+            return _refusal(path, error)
         try:
             value = rule.function(*args, **kwargs)
         except BaseException as error:
-            return self._failure(rule, error)
-        return await self._run_async(rule, value)
+            return self._raised(rule, error)
+        return await self._await(rule, value)
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """`answer`, for header names in lower case."""
         try:
-            rule, args, kwargs = self._admit(method, path, headers, body)
-        except MicroconnectError as refusal:
-            return self._refusal(path, refusal)
-        return self._run(rule, args, kwargs)
+            rule, args, kwargs = self._check_request(method, path, headers, body)
+        except MicroconnectError as error:
+            return _refusal(path, error)
+        try:
+            # A context of its own: what a call sets must not reach the connection's next one.
+            context = contextvars.copy_context()
+            value = context.run(rule.function, *args, **kwargs)
+            if isinstance(value, abc.Awaitable):  # a plain callable may return a coroutine, too
+                return self._loop.result_of(self._await(rule, value), value)
+            return context.run(self._reply_with, value)
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
+                raise
+            return self._raised(rule, error)
 
-    def _admit(
+    def _check_request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[_Rule, list[Any], dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
@@ -1034,183 +1268,319 @@ class _Rulebook(_Guarded):
                 return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None), [], {}
             raise _no_rule(method, path, self._rules)
         if len(body) > self.max_body:
-            raise TooLarge(f'the body of {len(body)} bytes is over max_body={self.max_body}')
+            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         kind = headers.get('content-type', '')
         if (body or method != 'GET') and not _is_json(kind):
             raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
         args, kwargs, given = _parse_call(body)
-        wanted = self._token.of(path)
+        tokens = self._tokens
+        wanted = tokens.by_rule.get(path) or rule.token or tokens.for_all
         if wanted is not None and not _same_token(given, wanted):
-            told = 'wants its token' if given is None else 'was given a wrong token'
-            raise Forbidden(f"{path} {told}: setRule('{path}', token=...)", headers=_CHALLENGE)
+            why = 'wants its token' if given is None else 'was given a wrong token'
+            raise Forbidden(f"{path} {why}: setRule('{path}', token=...)", headers=_CHALLENGE)
         return rule, args, kwargs
 
-    def _run(self, rule: _Rule, args: list[Any], kwargs: dict[str, Any]) -> Answer:
-        try:
-            # A context of its own: what a call sets must not reach the connection's next one.
-            context = contextvars.copy_context()
-            value = context.run(rule.function, *args, **kwargs)
-            if isinstance(value, abc.Awaitable):  # its code did not show that it is async
-                return self._run_in_loop(rule, value)
-            return context.run(self._reply, value)
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
-                raise
-            return self._failure(rule, error)
-
-    def _run_in_loop(self, rule: _Rule, awaitable: Any) -> Answer:
-        try:
-            if _would_block_rules():
-                raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
-            with self._lock():
-                loop = self._loop
-                if not (loop and loop.is_open.is_set() and loop.is_alive()):  # as after a fork
-                    self._loop = loop = _Loop(self)
-            return loop.result_of(self._run_async(rule, awaitable))
-        except RuntimeError:
-            getattr(awaitable, 'close', int)()  # or Python warns that it was never awaited
-            raise
-
-    def _close_loop(self) -> None:
-        with self._lock():
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.close()
-
-    async def _run_async(self, rule: _Rule, value: Any) -> Answer:
+    async def _await(self, rule: _Rule, value: Any) -> Answer:
         import asyncio
 
         before = _in_async_rule.get()
         _in_async_rule.set(True)
         try:
-            return self._reply(await value)
+            return self._reply_with(await value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            return self._failure(rule, error, has_begun=True)
+            return self._raised(rule, error, has_begun=True)
         finally:
             _in_async_rule.set(before)
 
-    def _reply(self, value: Any) -> Answer:
+    def _reply_with(self, value: Any) -> Answer:
         if isinstance(value, types.GeneratorType):
-            value = list(value)  # what it raises is the rule's
+            value = list(value)  # here, so that what it raises is the rule's
         body = _encode(value if type(value) is tuple else (value,), 'reply')
         if len(body) > self.max_body:
-            raise ValueError(f'the reply of {len(body)} bytes is over max_body={self.max_body}')
+            raise ValueError(str(_over_max_body(f'the reply of {len(body)} bytes', self.max_body)))
         return 200, _JSON, body
 
-    def _refusal(self, path: str, refusal: MicroconnectError) -> Answer:
-        status = refusal.status or 500
-        _log('info', 'refused %d: %r: %r', status, path.partition('?')[0], str(refusal))
-        extra: Headers = getattr(refusal, 'headers', ())
-        return status, _PROBLEM + extra, _problem(status, str(refusal))
-
-    def _failure(self, rule: _Rule, error: BaseException, has_begun: bool = False) -> Answer:
-        """Tell what the function raised, or that it could not be called."""
+    def _raised(self, rule: _Rule, error: BaseException, has_begun: bool = False) -> Answer:
+        """The answer that tells what the function raised, or that it could not be called."""
         trace = error.__traceback__
         is_call = not has_begun and isinstance(error, TypeError) and trace and not trace.tb_next
         if is_call and _code_flags(rule.function):
             # One frame: Python code would have a second, had the function begun to run.
-            return self._refusal(rule.path, BadArguments(str(error)))
+            return _refusal(rule.path, BadArguments(str(error)))
         _log('error', '%s raised', rule.path, exc_info=(type(error), error, trace))
-        told = {'type': type(error).__name__, 'message': _said(error)}
-        if self.debug:
+        members = _description(error)
+        if self.debug if self._debug_of_start is None else self._debug_of_start:
             import traceback
 
             try:
-                told['traceback'] = ''.join(traceback.format_exception(type(error), error, trace))
-            except Exception as failure:  # such as of a SyntaxError with odd arguments
-                told['traceback'] = f'it cannot be formatted: {_said(failure)}'
-        detail = f'{told["type"]}: {told["message"]}'
-        return 500, _PROBLEM, _problem(500, detail, exception=told)
+                text = ''.join(traceback.format_exception(type(error), error, trace))
+            except Exception as failure:  # a SyntaxError with odd arguments fails, for one
+                text = f'it cannot be formatted: {_text_of(failure)}'
+            members['traceback'] = text
+        detail = f'{members["type"]}: {members["message"]}'
+        return 500, _PROBLEM, _problem(500, detail, exception=members)
+
+
+_locks: dict[int, Any] = {}
+
+
+def _lock_of_process() -> Any:
+    """The lock of what starts and stops: a forked child would inherit a common one locked."""
+    # Reentrant: a signal's handler may stop a service while the code that it interrupts starts one.
+    return _locks.setdefault(os.getpid(), threading.RLock())
+
+
+class _Loop:
+    """The event loop that async rules share, in a thread that starts with their first call."""
+
+    def __init__(self) -> None:
+        self.process = 0
+        self.loop: Any = None
+        self.has_ended = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def result_of(self, coroutine: Coroutine[Any, Any, Answer], value: Any) -> Answer:
+        """Run *coroutine*, which awaits *value*, on the loop, and give what it returns."""
+        import concurrent.futures
+
+        try:
+            future, has_ended = self._schedule(coroutine)
+        except Exception:
+            coroutine.close()  # or Python warns that nobody awaited them
+            getattr(value, 'close', int)()
+            raise
+        try:
+            # Not result(1): its TimeoutError could be another's, such as of a signal's handler.
+            while not (has_ended.is_set() or concurrent.futures.wait([future], 1).done):
+                pass  # the loop may have ended before it took this up
+        finally:
+            future.cancel()  # nobody waits any more; a future that is done stays as it is
+        return future.result()  # type: ignore[no-any-return]
+
+    def _schedule(self, coroutine: Coroutine[Any, Any, Answer]) -> tuple[Any, threading.Event]:
+        import asyncio
+
+        if _would_block_rules():
+            raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
+        with _lock_of_process():
+            if self.process != os.getpid() or not self.thread or self.has_ended.is_set():
+                self.process, self.loop = os.getpid(), asyncio.new_event_loop()
+                self.has_ended = threading.Event()
+                how = (self.loop, self.has_ended)
+                self.thread = threading.Thread(target=_run_loop, args=how, daemon=True)
+                # A service may be left behind, never stopped.
+                weakref.finalize(self, _stop_loop, self.loop).atexit = False
+                self.thread.start()
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop), self.has_ended
+
+    def close(self) -> None:
+        with _lock_of_process():
+            thread, self.thread = self.thread, None
+        if thread and self.process == os.getpid():
+            _stop_loop(self.loop)
+            if thread is not threading.current_thread():
+                thread.join(2)
+
+
+def _stop_loop(loop: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # it has ended by itself
+        loop.call_soon_threadsafe(loop.stop)
+
+
+def _run_loop(loop: Any, has_ended: threading.Event) -> None:
+    """Run *loop* until it is stopped or a task raises SystemExit; then cancel what is left."""
+    import asyncio
+
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        has_ended.set()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 # ----------------------------------------------------------------------------------------- hosts
+# What receives requests and sends the answers of `_Rules`: WSGI, ASGI, and our own listener.
 
+
+def _wsgi(
+    service: _Rules, environ: dict[str, Any], start_response: Callable[..., Any]
+) -> list[bytes]:
+    headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
+    headers['content-type'] = environ.get('CONTENT_TYPE', '')
+    method = environ['REQUEST_METHOD']
+    try:
+        body = _wsgi_body(environ, service.max_body)
+        path = _utf8(environ.get('PATH_INFO', '').encode('latin-1')) or '/'
+        path += '?' if environ.get('QUERY_STRING') else ''
+        status, fields, reply = service.answer(method, path, headers, body)
+    except MicroconnectError as error:
+        status, fields, reply = _refusal('', error)
+    fields += (('Content-Length', str(len(reply))),)
+    start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
+    return [] if method == 'HEAD' else [reply]
+
+
+def _wsgi_body(environ: Mapping[str, Any], limit: int) -> bytes:
+    length = _body_length({'content-length': environ.get('CONTENT_LENGTH') or '0'}, b'1', 0)
+    if length > limit:
+        raise _over_max_body(f'the body of {length} bytes', limit)
+    is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
+    if is_chunked and not environ.get('wsgi.input_terminated'):  # nobody says where it ends
+        raise BadCall('a body needs a Content-Length here', status=411)
+    body: bytes = environ['wsgi.input'].read(limit + 1 if is_chunked else length)
+    if len(body) < length:
+        raise BadCall('the body is shorter than its Content-Length')
+    return body
+
+
+async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
+    if scope['type'] == 'lifespan':
+        for phase in ('startup', 'shutdown'):
+            await receive()
+            await send({'type': f'lifespan.{phase}.complete'})
+        return
+    if scope['type'] != 'http':
+        raise RuntimeError(f'only http is answered, not {scope["type"]}')
+    body, more = bytearray(), True
+    while more and len(body) <= service.max_body:
+        message = await receive()
+        if message['type'] == 'http.disconnect':
+            return
+        body += message.get('body', b'')
+        more = message.get('more_body', False)
+    headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
+    path, root = scope['path'], scope.get('root_path', '').rstrip('/')
+    path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
+    path += '?' if scope.get('query_string') else ''
+    status, fields, reply = await service.aanswer(scope['method'], path, headers, bytes(body))
+    fields += (('Content-Length', str(len(reply))),)
+    raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
+    await send({'type': 'http.response.start', 'status': status, 'headers': raw})
+    reply = b'' if scope['method'] == 'HEAD' else reply
+    await send({'type': 'http.response.body', 'body': reply})
+
+
+_FIRST_READ = 1 << 14  # bytes; most messages are smaller, and a waiting connection holds no more
+_PIECE = 1 << 16  # bytes of a large body read at a time
+_BLOCK = 1 << 18  # bytes that have to move within read_timeout
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
-_AT_ONCE = getattr(socket, 'MSG_DONTWAIT', 0)  # Windows has none
+_LAST_WORDS = 0.1  # seconds at stop for latecomers to be refused, and for replies in flight
+_UNEXPECTED_EOF = 0x80  # ssl.OP_IGNORE_UNEXPECTED_EOF, which Python names from 3.10
 
 
-class _Connection(_Stream):
+class _Connection:
     """A connection to the listener, served in its own thread.
 
-    Its socket blocks.  The accepting thread watches `deadline` and ends what is past it, which
-    costs a call nothing, bounds a peer that drips bytes, and serves reading, writing and TLS
-    alike.  Only a connection in `listener.idle` may be evicted: taking it out of there, which
-    is atomic, decides whether the next request is run.
+    Each wait has a deadline.  A wait for a request that ends early (too slow, the oldest idle one
+    makes room, the service stops) shuts down the receiving half only: the peer is told 408, and
+    knows that no request of its was run.
     """
-
-    first_line = _REQUEST_LINE
-    parse = staticmethod(_parse_request)
 
     def __init__(self, listener: _Listener, sock: socket.socket) -> None:
         self.listener = listener
         self.micro = listener.micro
-        self.max_head = self.micro.max_head
-        self.sock: Any = sock
-        sock.settimeout(None)  # whatever socket.setdefaulttimeout says
+        self.reader = _Reader(_parse_request_head, _REQUEST_LINE, self.micro.max_head)
+        self.sock = _TimedSocket(sock, listener.clock)
         self.thread: threading.Thread | None = None
-        self.deadline = time.monotonic() + self.micro.read_timeout
-        self.expired = False
+        self.is_idle = True  # waits for a request's first bytes
         self.is_answering = False  # from a request read whole to its reply sent
 
     def serve(self) -> None:
         """Serve request after request until either side closes."""
-        micro = self.micro
-        waiting = micro.read_timeout  # for the first word; later idle_timeout
         self.thread = threading.current_thread()
+        waiting = self.micro.read_timeout  # for the first word; later idle_timeout
         try:
             if self.listener.ssl_context:
-                self.sock = self.listener.ssl_context.wrap_socket(
-                    self.sock, server_side=True, do_handshake_on_connect=False
-                )
-                self.sock.do_handshake()  # apart, so that a silent peer's is seen by `expire`
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while self._await_request(waiting):
-                if not self._serve_request():
+                self._begin_tls(self.listener.ssl_context)
+            self.sock.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                request = self._read(self.reader.head, waiting=waiting)
+                if not request:
+                    break
+                if not self._serve_request(request):
                     self._linger()
                     break
-                waiting = micro.idle_timeout
+                waiting = self.micro.idle_timeout
         except MicroconnectError as error:
-            if self.expired and error.status == 400:  # cut off by `expire`
-                error = Busy('the request came too slowly', status=408)
             self._refuse(error)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
 
-    def _await_request(self, waiting: float) -> bool:
-        """Wait for a request's first bytes; False where the peer is done."""
-        idle = self.listener.idle
-        if not self.buffer or self.buffer == b'\r\n':  # RFC 9112, 2.2: some end a body so
-            self.deadline = time.monotonic() + waiting
-            idle[self] = None
-            data = self.sock.recv(_FIRST_READ)
-            if idle.pop(self, self) is self or (self.expired and not data):
-                # Told so that a request which crosses this on its way is known not to have run.
-                raise Busy('the connection was idle, or the service stops; send again', status=408)
-            if not data:
-                return False
-            self.buffer = data
-        self.deadline = time.monotonic() + self.micro.read_timeout
-        return True
+    def _begin_tls(self, context: Any) -> None:
+        with self.listener.tls_lock:
+            # OpenSSL 3 would let nothing be sent after the receiving half is shut down.  The
+            # option is needed while wrapping only: the context is the caller's.
+            options = context.options
+            context.options |= _UNEXPECTED_EOF
+            sock = context.wrap_socket(
+                self.sock.sock, server_side=True, do_handshake_on_connect=False
+            )
+            context.options = options
+        self.sock = _TimedSocket(sock, self.sock.clock)
+        self.sock.start(time.monotonic() + self.micro.read_timeout)
+        if not self.listener.stop_by:
+            self.sock.wait_for(sock.do_handshake)  # apart, so that the clock sees a silent peer
+        self.sock.stop()
 
-    def progress(self, count: int) -> None:
-        self.deadline += count * self.micro.read_timeout / _BLOCK
+    def _read(self, take: Callable[..., Any], *args: Any, waiting: float = 0) -> Any:
+        """Read until *take* gives something.
 
-    def _serve_request(self) -> bool:
-        micro = self.micro
-        request = self.head()
+        *waiting* is how long the peer may say nothing; None if it then closes.  What it has begun
+        to say has read_timeout for each block of bytes.
+        """
+        reader, sock = self.reader, self.sock
+        idle_until = time.monotonic() + waiting
+        count = _BLOCK
+        got = take(*args) if reader.buffer else None
+        while got is None:
+            is_idle = self.is_idle = waiting > 0 and reader.buffer in (b'', b'\r')  # no word yet
+            if is_idle:
+                deadline = idle_until
+            elif count >= _BLOCK:
+                deadline, count = time.monotonic() + self.micro.read_timeout, 0
+            sock.start(deadline, socket.SHUT_RD)
+            if self.listener.stop_by:  # it may have ended such waits just before this one
+                sock.end(sock.key)
+            try:
+                data = sock.recv(_FIRST_READ if is_idle else _PIECE)
+            except OSError:
+                data = b''
+            self.is_idle = False
+            if not sock.stop():
+                # The 408 tells a client whose request crosses it that the request did not run.
+                why = 'the connection was idle, or the service stops; send again'
+                raise Busy(why if is_idle else 'the request came too slowly', status=408)
+            if is_idle and not data:
+                return None
+            count += len(data)
+            reader.feed(data)
+            got = take(*args)
+        return got
+
+    def _serve_request(self, request: _RequestHead) -> bool:
+        """Read the rest of a request, and answer it; False where the connection is to be closed."""
+        micro, reader = self.micro, self.reader
         if request.count > micro.max_headers:
             raise TooLarge(f'there are over {micro.max_headers} header lines', status=431)
-        length = request.length
-        if request.expects and length <= micro.max_body and not self.buffer:
+        if request.expects and request.length <= micro.max_body and not reader.buffer:
+            self.sock.start(time.monotonic() + micro.read_timeout)
             self.sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-        body = self.body(length, micro.max_body) if length else b''
-        self.deadline = math.inf
+            self.sock.stop()
+        body = reader.body(request.length, micro.max_body) if request.length else b''
+        if body is None:
+            body = self._read(reader.body, request.length, micro.max_body)
         self.is_answering = True
         if self.listener.stop_by:
             raise Busy('the service is stopping')
-        status, headers, reply = micro._answer(request.method, request.path, request.headers, body)
+        status, headers, reply = micro._handle(request.method, request.path, request.headers, body)
         keep = request.keep_alive and not self.listener.stop_by
         self._send(status, headers, reply, keep)
         self.is_answering = False
@@ -1218,49 +1588,46 @@ class _Connection(_Stream):
 
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
         head = _reply_head(status, headers, keep and self.micro.idle_timeout, int(time.time()))
-        shown = b'' if self.last_head[:5] == b'HEAD ' else body
-        self.last_head = b''  # whatever comes next, such as a 408, is no reply to it
-        message = memoryview(b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), shown))
-        sent = 0
-        if len(message) > _BLOCK and _AT_ONCE and not self.listener.ssl_context:
-            with contextlib.suppress(BlockingIOError):  # what there is room for waits for nobody
-                sent = self.sock.send(message, _AT_ONCE)
-        for start in range(sent, len(message), _BLOCK):
-            self.deadline = time.monotonic() + self.micro.read_timeout
-            self.sock.sendall(message[start : start + _BLOCK])
+        head = b'%bContent-Length: %d\r\n\r\n' % (head, len(body))
+        if self.reader.last_head[:5] == b'HEAD ':
+            body = b''
+        self.reader.last_head = b''  # what comes next, such as a 408, is no reply to it
+        pieces: list[Any] = [head + body]
+        if len(body) > _PIECE:  # a copy of it would cost as much memory again
+            blocks = range(0, len(body), _BLOCK)
+            view = memoryview(body)
+            pieces = [head, *(view[start : start + _BLOCK] for start in blocks)]
+        for piece in pieces:
+            self.sock.start(time.monotonic() + self.micro.read_timeout)
+            self.sock.sendall(piece)
+            if not self.sock.stop():
+                raise OSError('the peer was too slow to take its reply')
 
     def _refuse(self, error: MicroconnectError) -> None:
         """Answer what is no request; nothing after it on this connection is read as one."""
         with contextlib.suppress(OSError):
-            self._send(*self.micro._refusal('', error), keep=False)
+            self._send(*_refusal('', error), keep=False)
             self._linger()
 
     def _linger(self) -> None:
         """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
-        socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        self.sock.shutdown(socket.SHUT_WR)
         self.is_answering = False
-        self.deadline = time.monotonic() + _LINGER
-        while self.sock.recv(_BLOCK):
+        self.sock.start(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
+        while self.sock.recv(_PIECE):
             pass
-
-    def expire(self) -> None:
-        """End what the peer is too slow at: first its sending, then all."""
-        how = socket.SHUT_RDWR if self.expired else socket.SHUT_RD
-        self.listener.idle.pop(self, None)
-        self.expired = True
-        self.deadline = time.monotonic() + _LINGER
-        with contextlib.suppress(OSError):
-            # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
-            socket.socket.shutdown(self.sock, how)
 
 
 class _Listener(http.server.ThreadingHTTPServer):
-    """Accepts connections, which socketserver calls requests, and watches their deadlines."""
+    """Accepts connections, which socketserver calls requests.
+
+    Its thread sleeps until one comes, or until `wake`.
+    """
 
     request_queue_size = 1024  # the stock 5 resets most of a burst of clients
     allow_reuse_address = os.name == 'posix'  # elsewhere two services could share a port
     allow_reuse_port = False  # 3.13 would set it; here it is the caller's choice
-    timeout = 0.05  # seconds: how often deadlines, and whether to stop, are looked at
+    timeout = 0  # `_accept` waits
 
     def __init__(
         self,
@@ -1270,19 +1637,20 @@ class _Listener(http.server.ThreadingHTTPServer):
         reuse_port: bool,
     ) -> None:
         self.micro = micro
-        if ssl_context is not None:
-            # OP_IGNORE_UNEXPECTED_EOF: OpenSSL 3 would not let `_Connection.expire` answer.
-            ssl_context.options |= 0x80
-        self.ssl_context = ssl_context
+        self.clock = _clock_of_process()
+        self.ssl_context: Any = ssl_context
+        self.tls_lock = threading.Lock()
         self.reuse_port = reuse_port
         self.connections: set[_Connection] = set()
-        self.idle: collections.OrderedDict[_Connection, None] = collections.OrderedDict()
         self.stop_by: float | None = None
-        self.is_over = False
-        self.process = os.getpid()
+        self.has_ended = False
         self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         super().__init__(address, http.server.BaseHTTPRequestHandler)
-        self.thread = threading.Thread(target=self._serve, name='microconnect', daemon=True)
+        self.socket.setblocking(False)  # a newcomer may be gone before it is accepted
+        self.waking, self.alarm = socket.socketpair()
+        self.alarm.setblocking(False)
+        _sockets.update((self.socket, self.waking, self.alarm))
+        self.thread = threading.Thread(target=self.serve, name='microconnect', daemon=True)
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
@@ -1297,71 +1665,87 @@ class _Listener(http.server.ThreadingHTTPServer):
         scheme = 'https' if self.ssl_context else 'http'
         return f'{scheme}://{_netloc(_loopback(self.server_name), self.server_port)}'
 
-    def _serve(self) -> None:
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is full, and wakes already; or the listener ended
+            self.alarm.send(b'\0')
+
+    def stop(self, grace: float) -> None:
+        """Begin to stop: connections that answer no call end now, the others after *grace*."""
+        self.stop_by = min(self.stop_by or math.inf, time.monotonic() + grace)
+        self.wake()
+
+    def close(self) -> None:
+        """Release the port and whatever else is held, but for the connections."""
+        self.server_close()
+        self.waking.close()
+        self.alarm.close()
+        self.has_ended = True
+
+    def serve(self) -> None:
+        """Serve until `stop`, and until the calls in flight have ended."""
         try:
-            while not self._tick():
-                self.handle_request()
-            self.timeout = 0
+            while self.stop_by is None:
+                self._accept(None)
+            for connection in self.connections.copy():
+                if not connection.is_answering:
+                    connection.sock.end(connection.sock.key)
+            while self.connections and self.stop_by > time.monotonic():
+                self._accept(self.stop_by - time.monotonic())
             for _ in range(self.request_queue_size):  # those who came last get an answer too
-                self._accepted = False
-                self.handle_request()
-                if not self._accepted:
+                if not self._accept(0):
                     break
-            with contextlib.suppress(OSError):  # where a child was forked, close() keeps the port
-                self.socket.shutdown(socket.SHUT_RDWR)
             self.server_close()
-            self.stop_by = time.monotonic() + 0.1  # for those, and for what takes its reply
-            while not self._tick():
+            last = time.monotonic() + _LAST_WORDS
+            while self.connections and last > time.monotonic():
                 time.sleep(0.001)
-            for connection in list(self.connections):
-                connection.expired = True
-                connection.expire()
-            self.micro._close_loop()
+            for connection in self.connections.copy():
+                connection.sock.end(connection.sock.key, cut=True)
+            self.micro._loop.close()
         finally:
-            self.server_close()
-            self.is_over = True
+            self.micro._debug_of_start = None
+            self.close()
 
-    def _tick(self) -> bool:
-        """End the connections that are past their deadline; True when serving is over."""
-        now = time.monotonic()
-        for connection in list(self.connections):
-            # Once stopping, also those that answer no call: idle, half sent or lingering.
-            is_spare = self.stop_by and not (connection.is_answering or connection.expired)
-            if is_spare or connection.deadline < now:
-                connection.expire()
-        if self.stop_by is None:
-            return False
-        self.timeout = 0.002
-        return not self.connections or now > self.stop_by
+    def _accept(self, seconds: float | None) -> bool:
+        """Take a connection, if one comes in time and `wake` is not called; say whether."""
+        with getattr(selectors, 'PollSelector', selectors.SelectSelector)() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self.waking, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(seconds)]
+        if self.waking in ready:
+            self.waking.recv(4096)
+        if self.socket in ready:
+            self.handle_request()
+        return self.socket in ready
 
-    def _evict(self) -> bool:
-        """Close the connection that has been idle for longest."""
-        with contextlib.suppress(KeyError):  # none is idle
-            self.idle.popitem(last=False)[0].expire()
-            return True
-        return False
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest; False where none is idle."""
+        idle = [connection for connection in self.connections.copy() if connection.is_idle]
+        idle.sort(key=lambda connection: connection.sock.key)
+        return any(connection.sock.end(connection.sock.key) for connection in idle)
 
     def get_request(self) -> Any:
         try:
             sock, address = super().get_request()
+        except BlockingIOError:
+            raise
         except OSError:  # mostly: no descriptor is left
-            self._evict()
+            self._make_room()
             time.sleep(0.01)
             raise
         return _Connection(self, sock), address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Make room for a newcomer, or tell it that there is none, without waiting for it."""
-        self._accepted = True
-        if len(self.connections) < self.micro.max_connections or self._evict():
+        if len(self.connections) < self.micro.max_connections or self._make_room():
             self.connections.add(request)
             return True
-        request.sock.setblocking(False)
-        refusal = Busy('every connection is busy; try again later')
+        sock = request.sock.sock
+        sock.setblocking(False)
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
-                request._send(*self.micro._refusal('', refusal), keep=False)
-            request.sock.recv(_BLOCK)
+                refusal = Busy('every connection is busy; try again later')
+                request._send(*_refusal('', refusal), keep=False)
+            sock.recv(_BLOCK)
         return False
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -1369,122 +1753,20 @@ class _Listener(http.server.ThreadingHTTPServer):
         request.serve()
 
     def shutdown_request(self, request: Any) -> None:
-        self.idle.pop(request, None)
         request.sock.close()
         self.connections.discard(request)
+        if self.stop_by is not None:
+            self.wake()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log('exception', 'a connection failed')
 
 
-def _listen(micro: Microservice, where: tuple[str, int], *how: Any) -> None:
-    """Make the listener of *micro* and set it going; OSError says where it cannot, and why."""
-    try:
-        micro._listener = listener = _Listener(micro, where, *how)
-    except TypeError:
-        raise TypeError(f'host is a string and port a number, not {where!r}') from None
-    except (OSError, OverflowError) as error:
-        number = getattr(error, 'errno', None) or errno.EINVAL
-        why = getattr(error, 'strerror', None) or error
-        if number == errno.EADDRINUSE:
-            why = f'{why}: stop what listens there, or take another port (0: a free one)'
-        raise OSError(number, f'cannot listen on {_netloc(*where)}: {why}') from None
-    try:
-        micro._warn(listener.server_name)
-        listener.thread.start()
-    except BaseException:  # no more threads, or a signal
-        listener.server_close()
-        listener.is_over = True
-        raise
+# ---------------------------------------------------------------------------------- Microservice
 
 
-class _Gateways(_Rulebook):
-    """The same answers where others do the listening."""
-
-    def _warn(self, host: str = 'localhost') -> None:
-        """Say which tokens guard nothing, and which rules anyone who reaches *host* can call."""
-        for path in set(self.token) - set(self._rules):
-            near = _nearest(path, self._rules)
-            # Where nothing is near, it may be the token itself, misplaced.
-            told = f'{path!r}: did you mean {near!r}?' if near else 'for it'
-            _log('warning', 'a token is set, and there is no rule %s', told)
-        is_open = [path for path in list(self._rules) if self.token.of(path) is None]
-        if is_open and not _is_loopback(host):
-            advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
-            _log('warning', advice, ', '.join(is_open), host)
-
-    @property
-    def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
-        """The WSGI application (PEP 3333): ``application = Micro.wsgi``."""
-        self._warn()
-        return self._wsgi
-
-    def _wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
-        headers['content-type'] = environ.get('CONTENT_TYPE', '')
-        method = environ['REQUEST_METHOD']
-        try:
-            body = self._wsgi_body(environ)
-            path = _utf8(environ.get('PATH_INFO', '').encode('latin-1')) or '/'
-            path += '?' if environ.get('QUERY_STRING') else ''
-            status, fields, reply = self.answer(method, path, headers, body)
-        except MicroconnectError as refusal:
-            status, fields, reply = self._refusal('', refusal)
-        fields += (('Content-Length', str(len(reply))),)
-        start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
-        return [] if method == 'HEAD' else [reply]
-
-    def _wsgi_body(self, environ: Mapping[str, Any]) -> bytes:
-        length = _body_length({'content-length': environ.get('CONTENT_LENGTH') or '0'}, b'1', 0)
-        if length > self.max_body:
-            raise TooLarge(f'the body of {length} bytes is over max_body={self.max_body}')
-        is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
-        if is_chunked and not environ.get('wsgi.input_terminated'):  # nobody says where it ends
-            raise BadCall('a body needs a Content-Length here', status=411)
-        body: bytes = environ['wsgi.input'].read(self.max_body + 1 if is_chunked else length)
-        if len(body) < length:
-            raise BadCall('the body is shorter than its Content-Length')
-        return body
-
-    @property
-    def asgi(self) -> Callable[..., Any]:
-        """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
-        self._warn()
-
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            await self._asgi(scope, receive, send)
-
-        return application  # a function: uvicorn takes a bound method for ASGI 2
-
-    async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope['type'] == 'lifespan':
-            for phase in ('startup', 'shutdown'):
-                await receive()
-                await send({'type': f'lifespan.{phase}.complete'})
-            return
-        if scope['type'] != 'http':
-            raise RuntimeError(f'only http is answered, not {scope["type"]}')
-        body, more = bytearray(), True
-        while more and len(body) <= self.max_body:
-            message = await receive()
-            if message['type'] == 'http.disconnect':
-                return
-            body += message.get('body', b'')
-            more = message.get('more_body', False)
-        headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
-        path, root = scope['path'], scope.get('root_path', '').rstrip('/')
-        path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
-        path += '?' if scope.get('query_string') else ''
-        status, fields, reply = await self.aanswer(scope['method'], path, headers, bytes(body))
-        fields += (('Content-Length', str(len(reply))),)
-        raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
-        await send({'type': 'http.response.start', 'status': status, 'headers': raw})
-        reply = b'' if scope['method'] == 'HEAD' else reply
-        await send({'type': 'http.response.body', 'body': reply})
-
-
-class Microservice(_Gateways):
-    """Functions that other processes call: the listener.
+class Microservice(_Rules):
+    """Functions that other processes call: the service.
 
     You call: `typing` (or `route`) and `reply` to decorate, `run` to serve, `start` and `stop`
     to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be hosted elsewhere.
@@ -1529,7 +1811,7 @@ class Microservice(_Gateways):
         max_connections: int = 1000,
     ) -> None:
         _refuse_secret_key(secretKey)
-        super().__init__(name, debug, token, max_body)
+        super().__init__(name, debug, token, max_body, _Loop())
         self.port = port
         self.host = host
         self.max_head = _checked_number('max_head', max_head)
@@ -1538,14 +1820,14 @@ class Microservice(_Gateways):
         self.idle_timeout = _checked_seconds('idle_timeout', idle_timeout)
         self.max_connections = _checked_number('max_connections', max_connections)
         self._listener: _Listener | None = None
+        self._has_warned = False
 
     def _serving(self) -> _Listener | None:
-        """The listener, if it has not ended; what a fork left behind here is released."""
+        """The listener, if it has not ended; one that a fork left behind here is released."""
         listener = self._listener
-        if listener and listener.process != os.getpid():
-            listener.server_close()
-            listener.is_over = True
-        return None if listener is None or listener.is_over else listener
+        if listener and listener.clock is not _clock_of_process():
+            listener.close()
+        return None if listener is None or listener.has_ended else listener
 
     @property
     def address(self) -> str:
@@ -1554,6 +1836,41 @@ class Microservice(_Gateways):
         if listener is None:
             raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
         return listener.url()
+
+    @property
+    def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+        """The WSGI application (PEP 3333): ``application = Micro.wsgi``."""
+        self._warn_once()
+        return functools.partial(_wsgi, self)
+
+    @property
+    def asgi(self) -> Callable[..., Any]:
+        """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
+        self._warn_once()
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            await _asgi(self, scope, receive, send)
+
+        return application  # a function: uvicorn takes another callable for ASGI 2
+
+    def _warn_once(self) -> None:
+        """Warn where others do the listening, or nobody does: once, however often it is asked."""
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn('localhost')
+
+    def _warn(self, host: str) -> None:
+        """Say which tokens guard nothing, and which rules anyone who reaches *host* can call."""
+        for path in set(self.token) - set(self._rules):
+            near = _nearest(path, self._rules)
+            # No similar rule: the key may be the token itself, so do not log it.
+            hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
+            _log('warning', 'a token is set, and there is no rule %s', hint)
+        rules, tokens = self._rules.copy().items(), self._tokens
+        is_open = [p for p, r in rules if not (p in tokens or r.token or tokens.for_all)]
+        if is_open and not _is_loopback(host):
+            advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
+            _log('warning', advice, ', '.join(is_open), host)
 
     def start(
         self,
@@ -1567,7 +1884,7 @@ class Microservice(_Gateways):
         """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
 
         Args:
-            port, host, debug: in place of those given to the class.
+            port, host, debug: until it stops, in place of those given to the class.
             ssl_context: serve https by it.
             reuse_port: let other processes that say so too share the port (Linux, BSD).
 
@@ -1575,13 +1892,37 @@ class Microservice(_Gateways):
             OSError: it cannot listen there; the message says where and why.
             RuntimeError: it serves already.
         """
-        with self._lock():
-            if self._serving():
-                raise RuntimeError(f'{self.name} serves already, at {self.address}')
-            self.debug = self.debug if debug is None else debug
-            where = (self.host if host is None else host, self.port if port is None else port)
-            _listen(self, where, _checked_context(ssl_context), reuse_port)
+        with _lock_of_process():
+            listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
+            try:
+                listener.thread.start()
+            except BaseException:  # no more threads, or a signal
+                listener.close()
+                raise
         return self
+
+    def _open(self, port: int | None, host: str | None, debug: bool | None, *how: Any) -> _Listener:
+        """Make the listener; OSError says where it cannot be, and why."""
+        if self._serving():
+            raise RuntimeError(f'{self.name} serves already, at {self.address}')
+        where = (self.host if host is None else host, self.port if port is None else port)
+        try:
+            self._listener = listener = _Listener(self, where, *how)
+        except TypeError:
+            raise TypeError(f'host is a string and port a number, not {where!r}') from None
+        except (OSError, OverflowError) as error:
+            number = getattr(error, 'errno', None) or errno.EINVAL
+            why = getattr(error, 'strerror', None) or error
+            if number == errno.EADDRINUSE:
+                why = f'{why}: stop what listens there, or take another port (0: a free one)'
+            raise OSError(number, f'cannot listen on {_netloc(*where)}: {why}') from None
+        self._debug_of_start = debug
+        try:
+            self._warn(listener.server_name)
+        except BaseException:  # a signal
+            listener.close()
+            raise
+        return listener
 
     def stop(self, grace: float = 10) -> None:
         """Stop: calls in flight are finished, new ones refused; then everything is released.
@@ -1594,16 +1935,16 @@ class Microservice(_Gateways):
         """
         listener = self._serving()
         if listener is None:
-            self._close_loop()
+            self._loop.close()
             return
-        listener.stop_by = min(listener.stop_by or math.inf, time.monotonic() + grace)
-        threads = [connection.thread for connection in list(listener.connections)]
-        if threading.current_thread() in threads + [self._loop]:
+        listener.stop(grace)
+        threads = [connection.thread for connection in listener.connections.copy()]
+        if threading.current_thread() in (*threads, self._loop.thread, listener.thread):
             return
-        # Asleep and awake, not in join() or wait(): a signal may come in the middle of those, be
-        # it this call's own, and they do not survive it (in Python 3.11 join() forgets the thread).
-        # Or this is a handler, in the middle of start(): what that starts then ends at once.
-        while listener.thread.ident and not listener.is_over:
+        # Not join() or wait(): a signal's handler may raise or call `stop` in the middle of them,
+        # and they do not survive it (in Python 3.11 join() forgets the thread).  A handler may
+        # even interrupt start(): the thread then has no ident yet, and will see that it is to stop.
+        while listener.thread.ident and not listener.has_ended:
             time.sleep(0.002)
 
     def run(
@@ -1618,30 +1959,33 @@ class Microservice(_Gateways):
         """Serve as `start` does until Ctrl-C or SIGTERM, then `stop`; a second one ends at once."""
         import signal
 
-        before: Any = None
-        told: list[int] = []
+        process = os.getpid()
 
-        def end(number: int, _: Any) -> None:
-            if told:
+        def stop(*_: Any) -> None:
+            if os.getpid() != process:  # a forked child inherits the handler, but does not serve
                 raise KeyboardInterrupt
-            told.append(number)  # and no exception: where it is raised, it may be lost
+            listener.stop(0 if listener.stop_by else 10)
 
-        if _in_main_thread():
-            before = signal.signal(signal.SIGTERM, end)
+        before: dict[signal.Signals, Any] = {}
+        listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
+        listener.thread = threading.current_thread()
         try:
-            with self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port):
-                listener = self._listener
-                assert listener
-                bound = _netloc(listener.server_name, listener.server_port)
-                where = f'{bound}, here {listener.url()}'  # self.address ends with the service
-                print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
-                while not (told or listener.is_over):
-                    time.sleep(0.1)
-        except KeyboardInterrupt:  # maybe the second, or it came while the service started
-            self.stop(grace=0)
+            if _in_main_thread():
+                # Signals write to `alarm`, too: one that comes just before the wait is not lost.
+                wakeup = signal.set_wakeup_fd(listener.alarm.fileno(), warn_on_full_buffer=False)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    if signal.getsignal(number) is not signal.SIG_IGN:
+                        before[number] = signal.signal(number, stop)
+            bound = _netloc(listener.server_name, listener.server_port)
+            where = f'{bound}, here {listener.url()}'
+            print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
+            listener.serve()
         finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            if _in_main_thread():
+                signal.set_wakeup_fd(wakeup)
+            for number in before:
+                signal.signal(number, before[number])
+            listener.close()
 
     def __enter__(self) -> Microservice:
         return self
@@ -1650,147 +1994,119 @@ class Microservice(_Gateways):
         self.stop()
 
 
-def _loopback(host: str) -> str:
-    """Where to connect to reach *host*: an unspecified address is none everywhere."""
-    return {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
-
-
-def _is_loopback(host: str) -> bool:
-    names = ('localhost', 'localhost.', '::1', '0:0:0:0:0:0:0:1')
-    return host in names or host.startswith(('127.', '::ffff:127.'))
-
-
-def _checked_number(name: str, value: Any, kind: Any = int, most: float = 1 << 32) -> Any:
-    if isinstance(value, (int, kind)) and 0 < value <= most:
-        return value
-    raise ValueError(f'{name} is a number ({kind.__name__}) above 0 to {most:.0f}, not {value!r}')
-
-
-def _checked_seconds(name: str, value: Any) -> Any:
-    return _checked_number(name, value, float, threading.TIMEOUT_MAX)  # on Windows 49 days
-
-
-def _checked_context(ssl_context: Any) -> Any:
-    if ssl_context is None or hasattr(ssl_context, 'wrap_socket'):
-        return ssl_context
-    raise TypeError(f'ssl_context is an ssl.SSLContext, not {ssl_context!r}')
-
-
-def _netloc(host: str, port: int) -> str:
-    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-
-
 # ---------------------------------------------------------------------------------------- Friend
 
 _Setting = collections.namedtuple('_Setting', 'method token timeout')
 _NO_SETTING = _Setting('POST', None, None)
 
-# What a call needs of the system is one send and one recv.  Each further call that gives up the
-# GIL makes the threads of a process queue for it once more: a third of what 16 of them can do.
-# So where Linux can time a blocking socket itself, it does.
-_HAS_KERNEL_TIME = sys.platform == 'linux' and struct.calcsize('l') == 8
-_NOT_OF_SEND = (None, errno.ECONNREFUSED)  # what is raised by hand, or by a connect
-_TIMEOUTS = (socket.timeout, TimeoutError, BlockingIOError)  # Python's, and the kernel's
-# One for each fork that led to this process: quicker to ask than its id.  Windows has no forks.
-_forks: list[None] = []
-getattr(os, 'register_at_fork', dict)(after_in_child=lambda: _forks.append(None))
+# A request that raises one of these in `sendall` did not leave whole, so no function can run.
+_NOT_SENT = (ConnectionError, getattr(sys.modules.get('ssl'), 'SSLError', ConnectionError))
 
 
-class _Link(_Stream):
+class _Link:
     """A kept-alive connection to a service."""
 
-    first_line = _STATUS_LINE
-    parse = staticmethod(_parse_reply)
-    max_head = 64 << 10
-
-    def __init__(self, sock: socket.socket, max_body: int) -> None:
-        self.sock = sock
+    def __init__(self, sock: Any, max_body: int) -> None:
+        self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10)
+        self.sock = _TimedSocket(sock, _clock_of_process())
         self.max_body = max_body
+        self.retire_at = 0.0
+        self.poll = select.poll() if hasattr(select, 'poll') else None  # Windows has none
+        if self.poll:
+            self.poll.register(sock, select.POLLIN)
+        self.pending: Callable[[], int] = getattr(sock, 'pending', int)  # bytes that TLS holds
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
-        self.forks = len(_forks)  # a child that inherits it would get others' replies
-        self.retire_at = self.is_kept_until = self.limit_holds_until = 0.0
-        self.limit = -1.0  # the socket's timeout, as last set
-        self.unsent: OSError | None = None  # why the call did not leave whole: nobody can run it
-        self.thread = 0  # the last that used it
-        # Neither TLS nor what gevent makes of a socket.
-        self.is_plain = _HAS_KERNEL_TIME and isinstance(sock.recv, types.BuiltinMethodType)
-        self.held: Callable[[], int] = getattr(sock, 'pending', int)  # bytes that TLS has read
 
-    def is_usable(self, now: float) -> bool:
-        """Whether the peer keeps it open and has said nothing unasked, as far as is known here."""
-        if self.forks != len(_forks) or now > self.retire_at or self.sock.fileno() < 0:
+    def is_usable(self) -> bool:
+        """Whether the peer keeps it open, and has said nothing unasked."""
+        sock, clock = self.sock.sock, self.sock.clock
+        # A link of another process was inherited over a fork.  At exit the clock stands still.
+        is_ours = clock.process == os.getpid() and not sys.is_finalizing()
+        if not is_ours or sock.fileno() < 0 or time.monotonic() > self.retire_at:
             return False
-        if now < self.is_kept_until:
-            return True
-        if not hasattr(select, 'poll'):  # Windows
-            return not select.select([self.sock], (), (), 0)[0]
-        poll = select.poll()  # select.select fails on descriptors over 1,023
-        poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
+        if self.poll:
+            return not self.poll.poll(0)
+        return not select.select([sock], (), (), 0)[0]  # fails on descriptors over 1,023
 
-    def _check_time(self, now: float) -> None:
-        """Let the socket wait for what is left; to tell it is a system call, so only if need be."""
-        left = self.deadline - now
-        self.limit_holds_until = now + 0.05
-        if left <= self.limit <= left + 0.05 and threading.get_ident() == self.thread:
-            return
-        if left <= 0:
-            raise socket.timeout('timed out')
-        self.thread = threading.get_ident()
-        # A signal starts the kernel's time anew, so not in the thread that gets the signals.
-        in_kernel = self.is_plain and not _in_main_thread()
-        self.limit = limit = left + 0.01  # calls differ a little in what is left when they ask
-        self.sock.settimeout(None if in_kernel else limit)
-        if in_kernel:
-            seconds = struct.pack('ll', int(limit), int(limit % 1 * 1e6))
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+    def exchange(self, message: bytes, deadline: float) -> tuple[_ReplyHead, bytes]:
+        """Send a request and give its reply.
 
-    def progress(self, count: int = 0) -> None:
-        now = time.monotonic()
-        if now > self.limit_holds_until:
-            self._check_time(now)
-
-    def exchange(self, message: bytes, now: float, deadline: float) -> tuple[_Reply, bytes]:
-        """Send a request and give its reply; MicroconnectError tells what failed."""
-        self.deadline = deadline
-        self.unsent = None
+        Raises a MicroconnectError that tells what failed, and whether the request was sent.
+        """
+        sock, reader = self.sock, self.reader
+        unsent: OSError | None = None
+        is_late = False
+        sock.start(deadline)
         try:
-            self._check_time(now)
-            sent = self.sock.send(message)
-            while sent < len(message):
-                self._check_time(time.monotonic())
-                sent += self.sock.send(memoryview(message)[sent:])
-        except OSError as error:
-            # What a signal's handler raises is mostly another, and may come after all was sent.
-            is_own = isinstance(error, ConnectionError) and error.errno not in _NOT_OF_SEND
-            if not is_own and time.monotonic() < deadline - 0.01:
-                raise _failure(error, None) from None
-            # A service that refuses what it has not read answers, and closes: look for its reply.
-            self.unsent = error
-            self.deadline, self.limit_holds_until = min(deadline, time.monotonic() + 1), 0.0
-        try:
-            self.progress()
-            self.buffer = self.sock.recv(_FIRST_READ)
-            if not self.buffer:
+            try:
+                sock.sendall(message)
+            except _NOT_SENT as error:
+                # A service that refuses what it has not read answers, and closes.
+                unsent, is_late = error, not sock.stop()
+                sock.start(min(deadline, time.monotonic() + 1))
+            reader.feed(sock.recv(_FIRST_READ))
+            if not reader.buffer:
                 raise OSError('the connection ended before a reply')
-            reply = self.head()
-            while reply.status < 200:  # interim: the final one follows, or the deadline comes
-                reply = self.head()
-            body = self.body(reply.length, self.max_body) if reply.length else b''
+            reply = reader.head()
+            while reply is None or reply.status < 200:  # interim: the final one follows
+                if reply is None:
+                    reader.feed(sock.recv(_PIECE))
+                reply = reader.head()
+            body = reader.body(reply.length, self.max_body) if reply.length else b''
+            while body is None:
+                reader.feed(sock.recv(_PIECE))
+                body = reader.body(reply.length, self.max_body)
+            if reader.has_ended and not sock.stop():
+                raise OSError('late')  # the clock ended the body, not the peer
         except (OSError, MicroconnectError) as error:
-            raise _failure(error, self.unsent) from None
-        now = time.monotonic()
-        # What follows the reply was not asked for, and is no reply to the next call.
-        is_kept = reply.keep_alive and not self.buffer and not self.held()
-        self.retire_at = now + reply.keep_alive if is_kept else 0.0
-        # Such a service says 408 before it closes, which is no reply to the next call.  So a link
-        # in steady use is not asked each time; one that has idled is, for a service may crash.
-        self.is_kept_until = now + 0.001 if reply.is_ours and self.is_plain else 0.0
+            if not unsent:
+                is_late = not sock.stop()
+            raise _call_failure(error, unsent, is_late) from None
+        # Bytes after the reply are not the next call's reply: do not reuse the connection.
+        is_kept = sock.stop() and reply.keep_alive and not reader.buffer and not self.pending()
+        self.retire_at = time.monotonic() + reply.keep_alive if is_kept else 0.0
         return reply, body
 
 
-class _Place:
+def _call_failure(error: Exception, unsent: OSError | None, is_late: bool) -> MicroconnectError:
+    """The error of a call that *error* ended; *unsent* kept its request from leaving whole."""
+    if unsent and is_late:
+        return CallTimeout('the call could not be sent in time', sent=False)
+    if unsent:
+        return ConnectionLost(f'the call could not be sent: {unsent}', sent=False)
+    if is_late:
+        return CallTimeout('no full reply within its timeout=; the call may have run')
+    if isinstance(error, MicroconnectError):
+        kind = TooLarge if error.status == 413 else BadReply
+        return kind(f'no reply, but {error}; the call may have run', sent=True)
+    return ConnectionLost(f'{error}; the call may have run')
+
+
+_Proxy = collections.namedtuple('_Proxy', 'host port headers')
+
+
+def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
+    """The proxy that the environment names for *host*; this machine needs none."""
+    bypass = urllib.request.proxy_bypass
+    is_direct = _is_loopback(_loopback(host)) or bypass(host) or bypass(netloc)
+    url = None if is_direct else urllib.request.getproxies().get(scheme)
+    if not url:
+        return None
+    try:
+        parts = urllib.parse.urlsplit(url if '://' in url else f'http://{url}')
+        port = parts.port or 80
+    except ValueError:
+        parts = urllib.parse.urlsplit('')
+    if parts.scheme != 'http' or not parts.hostname:  # do not show it: it may hold a password
+        raise ValueError(f'the {scheme} proxy of the environment is no http:// URL')
+    headers: Headers = ()
+    if parts.username is not None:
+        user = urllib.parse.unquote(f'{parts.username}:{parts.password or ""}')
+        headers = (('Proxy-Authorization', f'Basic {base64.b64encode(user.encode()).decode()}'),)
+    return _Proxy(parts.hostname, port, headers)
+
+
+class _Address:
     """One address of a service, with its idle connections, and when it last failed."""
 
     def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
@@ -1816,7 +2132,7 @@ class _Place:
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> tuple[_Reply, bytes]:
+    ) -> tuple[_ReplyHead, bytes]:
         """Make a call; MicroconnectError tells what failed."""
         head = self.head(method, rule)
         message = b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), body)
@@ -1825,18 +2141,16 @@ class _Place:
                 link, is_fresh = self.links.pop(), False
             except IndexError:
                 link, is_fresh = self._connect(connect_by), True
-            now = time.monotonic()
-            if not (is_fresh or link.is_usable(now)):
+            if not (is_fresh or link.is_usable()):
                 link.sock.close()
                 continue
             try:
-                reply, data = link.exchange(message, now, deadline)
+                reply, data = link.exchange(message, deadline)
             except BaseException as error:
                 link.sock.close()
-                # Not error.sent: what a signal's handler raises may be of another call.
-                if link.unsent and not is_fresh and isinstance(error, ConnectionLost):
-                    continue  # it was closed while idle
-                raise
+                if is_fresh or not isinstance(error, ConnectionLost) or error.sent:
+                    raise
+                continue  # the connection was closed while idle
             if link.retire_at:
                 self.links.append(link)
                 if len(self.links) > 1:
@@ -1853,141 +2167,76 @@ class _Place:
             if self.links[0].retire_at < time.monotonic():
                 self.links.popleft().sock.close()
 
+    def close(self) -> None:
+        with contextlib.suppress(IndexError):  # none is left; other threads may take some, too
+            while True:
+                self.links.pop().sock.close()
+
     def _connect(self, deadline: float) -> _Link:
-        link: _Link | None = None
+        """Connect, through a proxy and by TLS if need be: http.client knows how."""
+        host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
+        connection: Any
+        if self.scheme == 'https':
+            connection = http.client.HTTPSConnection(host, port, context=self.ssl_context)
+            if self.proxy:
+                connection.set_tunnel(self.host, self.port, dict(self.proxy.headers))
+        else:
+            connection = http.client.HTTPConnection(host, port)
+        # A private name: by itself http.client gives each address of a name the whole time.
+        connection._create_connection = lambda where, *_: _dial(where[0], where[1], deadline)
         try:
-            link = _Link(self._dial(deadline), self.max_body)
-            if self.scheme == 'https':
-                if self.proxy:
-                    self._tunnel(link, self.proxy, deadline)
-                link.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                sock = self.ssl_context.wrap_socket(link.sock, server_hostname=self.host)
-                link = _Link(sock, self.max_body)
-            return link
-        except (OSError, UnicodeError, MicroconnectError) as error:
-            if link:
-                link.sock.close()
-            if getattr(error, 'rule', None):  # a call of a signal's handler
-                raise
-            why = getattr(error, 'strerror', None) or error
-            why = 'no answer in time' if isinstance(error, _TIMEOUTS) else why
+            connection.connect()
+            return _Link(connection.sock, self.max_body)
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            connection.close()
             is_tls = getattr(error, 'library', None) == 'SSL'
+            why = getattr(error, 'strerror', None) or error
+            why = 'no answer in time' if isinstance(error, socket.timeout) else why
             ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
             where = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else self.netloc
             raise Unreachable(f'cannot connect to {where}: {why}; {ask}?') from None
 
-    def _dial(self, deadline: float) -> socket.socket:
-        host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        failure = OSError(f'{host} has no address')
-        for tried, (*_, (address, *_)) in enumerate(found):
-            # By itself, create_connection would give each address of a name the whole time.
-            left = (deadline - time.monotonic()) / (len(found) - tried)
-            try:
-                sock = socket.create_connection((str(address), port), max(left, 0.001))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
-            except OSError as error:
-                failure = error
-        raise failure
 
-    def _tunnel(self, link: _Link, proxy: _Proxy, deadline: float) -> None:
-        head = _head(f'CONNECT {self.netloc} HTTP/1.1', ('Host', self.netloc), *proxy.headers)
-        link.deadline = deadline
-        link._check_time(time.monotonic())
-        link.sock.sendall(head + b'\r\n')
-        status = link.head().status
-        if status != 200:
-            raise OSError(f'the proxy answered {status}')
-
-
-def _failure(error: Exception, unsent: OSError | None) -> MicroconnectError:
-    """What a call ended by; *unsent* is why it did not leave whole, if it did not."""
-    if isinstance(error, MicroconnectError) and error.rule:  # a call of a signal's handler
-        return error
-    if unsent:
-        lost = CallTimeout if isinstance(unsent, _TIMEOUTS) else ConnectionLost
-        return lost(f'the call could not be sent: {unsent}', sent=False)
-    if isinstance(error, MicroconnectError):
-        kind = TooLarge if error.status == 413 else BadReply
-        return kind(f'no reply, but {error}; the call may have run', sent=True)
-    if isinstance(error, _TIMEOUTS):
-        return CallTimeout('no full reply within its timeout=; the call may have run')
-    return ConnectionLost(f'{error}; the call may have run')
+def _dial(host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to one address of *host* after the other: they share the time."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure = OSError(f'{host} has no address')
+    for tried, (*_, (address, *_)) in enumerate(found):
+        left = (deadline - time.monotonic()) / (len(found) - tried)
+        try:
+            sock = socket.create_connection((str(address), port), max(left, 0.001))
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))  # for a tunnel, and for TLS
+            return sock
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 class _InProcess:
-    """A service in this process as a place to call: encoded, checked and decoded as ever."""
+    """A service of this process as an address: encoded, checked and decoded as ever."""
 
     def __init__(self, micro: Microservice) -> None:
-        micro._warn()
+        micro._warn_once()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
-        self.links: collections.deque[_Link] = collections.deque()  # always empty
         self.pause = self.rests_until = 0.0
 
     def call(
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
-    ) -> tuple[_Reply, bytes]:
+    ) -> tuple[_ReplyHead, bytes]:
         headers = {'content-type': 'application/json'}
-        status, _, reply = self.micro._answer(method, rule, headers, body)
-        return _Reply(status, len(reply), 0.0, True, ''), reply
+        status, _, reply = self.micro._handle(method, rule, headers, body)
+        return _ReplyHead(status, len(reply), 0.0, ''), reply
+
+    def close(self) -> None:
+        pass
 
 
-def _place_of(address: Any, ssl_context: Any, max_body: int) -> Any:
-    is_here = isinstance(address, Microservice)
-    return _InProcess(address) if is_here else _Place(address, ssl_context, max_body)
+def _address_of(address: Any, *how: Any) -> Any:
+    return _InProcess(address) if isinstance(address, Microservice) else _Address(address, *how)
 
 
-_Proxy = collections.namedtuple('_Proxy', 'host port headers')
-
-
-def _parse_address(address: str) -> tuple[str, str, int, str]:
-    """Split an address into scheme, host, port and path prefix."""
-    if not isinstance(address, str):
-        raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
-    if '@' in address:  # which is not shown
-        raise ValueError('an address holds no user and password: rules are guarded by token=...')
-    wrong = f"address {address!r} is not like 'http://host:5000': "
-    try:
-        parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
-        host, port = parts.hostname, parts.port
-        if host and not host.isascii():
-            host = host.encode('idna').decode()
-    except ValueError as error:
-        raise ValueError(f'{wrong}{error}') from None
-    if parts.scheme not in ('http', 'https'):
-        raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
-    # A number is no host's name, and http is the scheme, mistyped.
-    is_odd = port == 0 or re.search(r'[\s\\%]|^(?:https?|[0-9]+)$', host or '')
-    if not host or is_odd or parts.query or parts.fragment:
-        raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
-    base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
-    return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
-
-
-def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
-    """The proxy that the environment names for *host*; this machine needs none."""
-    bypass = urllib.request.proxy_bypass
-    is_direct = _is_loopback(_loopback(host)) or bypass(host) or bypass(netloc)
-    url = None if is_direct else urllib.request.getproxies().get(scheme)
-    if not url:
-        return None
-    try:
-        parts = urllib.parse.urlsplit(url if '://' in url else f'http://{url}')
-        port = parts.port or 80
-    except ValueError:
-        parts = urllib.parse.urlsplit('')
-    if parts.scheme != 'http' or not parts.hostname:  # not shown: it may hold a password
-        raise ValueError(f'the {scheme} proxy of the environment is no http:// URL')
-    headers: Headers = ()
-    if parts.username is not None:
-        user = urllib.parse.unquote(f'{parts.username}:{parts.password or ""}')
-        headers = (('Proxy-Authorization', f'Basic {base64.b64encode(user.encode()).decode()}'),)
-    return _Proxy(parts.hostname, port, headers)
-
-
-class Friend(_Guarded):
+class Friend:
     """A service that this process calls.  Threads may share one.
 
     You call: `send`, or `asend` in async code; `setRule`; `ping` and `wait`; `close`.
@@ -2005,6 +2254,10 @@ class Friend(_Guarded):
     Raises:
         TypeError, ValueError: for what cannot be an address, a token or a timeout.
     """
+
+    holds_tokens = True  # see _json_form
+    token = _token_property
+    _tokens: _Tokens
 
     def __init__(
         self,
@@ -2025,8 +2278,8 @@ class Friend(_Guarded):
         several = address if isinstance(address, (list, tuple)) else (address,)
         if not several:
             raise ValueError('address is an empty list: give at least one')
-        self._places = [_place_of(one, ssl_context, max_body) for one in several]
-        self._where = ', '.join(place.address for place in self._places)
+        self._addresses: list[Any] = [_address_of(one, ssl_context, max_body) for one in several]
+        self._where = ', '.join(one.address for one in self._addresses)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
 
@@ -2058,8 +2311,7 @@ class Friend(_Guarded):
         seconds = None if timeout is None else _checked_seconds('timeout', timeout)
         self._settings[path] = _Setting(method or 'POST', token, seconds)
 
-    # The two underscores keep `self` and `rule` free for the remote function, on Python 3.7 too.
-    def send(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
+    def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
 
         Every further argument is the remote function's, whatever its name.
@@ -2070,11 +2322,12 @@ class Friend(_Guarded):
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
-        if _would_block_rules():
+        if _in_async_rule.get() and _would_block_rules():
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
-        rule = __rule if isinstance(__rule, str) and __rule[:1] == '/' else _path_of(__rule)
-        setting = __self._settings.get(rule, _NO_SETTING)
-        token = setting.token or __self._token.of(rule)
+        path = rule if isinstance(rule, str) and rule[:1] == '/' else _path_of(rule)
+        setting = self._settings.get(path, _NO_SETTING)
+        tokens = self._tokens
+        token = setting.token or tokens.by_rule.get(path) or tokens.for_all
         try:
             body = b'{"args":%b,"kwargs":%b,"token":%b}' % (
                 _encode(args, 'args'),
@@ -2082,13 +2335,13 @@ class Friend(_Guarded):
                 _encode(token, 'token') if token else b'null',
             )
         except (TypeError, ValueError) as error:
-            raise BadCall(str(error)).at(rule, __self._where) from None
-        if len(body) > __self.max_body:
-            size = f'the call of {len(body)} bytes is over max_body={__self.max_body}'
-            raise TooLarge(size).at(rule, __self._where)
-        return __self._call(rule, setting, body)
+            raise BadCall(str(error)).at(path, self._where) from None
+        if len(body) > self.max_body:
+            too_large = _over_max_body(f'the call of {len(body)} bytes', self.max_body)
+            raise too_large.at(path, self._where)
+        return self._call(path, setting, body)
 
-    async def asend(__self, __rule: str, *args: Any, **kwargs: Any) -> Any:
+    async def asend(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
 
         Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.
@@ -2101,7 +2354,7 @@ class Friend(_Guarded):
 
         def call() -> None:
             try:
-                future.set_result(__self.send(__rule, *args, **kwargs))
+                future.set_result(self.send(rule, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -2119,32 +2372,30 @@ class Friend(_Guarded):
         while why:
             left = deadline - time.monotonic()
             if left <= 0:
-                told = f'{self._where} did not answer within {timeout} s: {why}'
-                raise CallTimeout(told, sent=False, rule='/', address=self._where)
+                text = f'{self._where} did not answer within {timeout} s: {why}'
+                raise CallTimeout(text, sent=False, rule='/', address=self._where)
             time.sleep(min(left, 0.1))
             why = self._why_silent(deadline)
 
     def _why_silent(self, deadline: float) -> str:
         """Why none of the addresses answers; an empty string where one does."""
-        told: list[str] = []
-        for place in self._places:
+        reasons: list[str] = []
+        for address in self._addresses:
             now = time.monotonic()
-            by = now + (deadline - now) / (len(self._places) - len(told))
+            by = now + (deadline - now) / (len(self._addresses) - len(reasons))
             try:
-                status = place.call('GET', '/', b'', by, by)[0].status
+                status = address.call('GET', '/', b'', by, by)[0].status
                 if status < 500 and status != 408:
                     return ''
-                told.append(f'it answered {status}')
+                reasons.append(f'it answered {status}')
             except MicroconnectError as error:
-                told.append(str(error))
-        return '; '.join(told)
+                reasons.append(str(error))
+        return '; '.join(reasons)
 
     def close(self) -> None:
         """Close the idle connections; a later call opens new ones."""
-        for place in self._places:
-            with contextlib.suppress(IndexError):  # none is left: other threads may take some, too
-                while True:
-                    place.links.pop().sock.close()
+        for address in self._addresses:
+            address.close()
 
     def __enter__(self) -> Friend:
         return self
@@ -2156,50 +2407,33 @@ class Friend(_Guarded):
         """Call at one address after the other, until the call may have run at one."""
         now = time.monotonic()
         deadline = now + (setting.timeout or self.timeout)
-        places = self._places if len(self._places) == 1 else self._in_turn(now)
+        addresses = self._addresses if len(self._addresses) == 1 else self._in_turn(now)
         failures: list[MicroconnectError] = []
-        for place in places:
+        for address in addresses:
             # An address that swallows packets must not use up the time of the others.
-            connect_by = now + (deadline - now) / (len(places) - len(failures))
+            connect_by = now + (deadline - now) / (len(addresses) - len(failures))
             try:
-                reply, data = place.call(setting.method, rule, body, deadline, connect_by)
-                if place.pause and reply.status not in (408, 503):
-                    place.pause = place.rests_until = 0.0
+                reply, data = address.call(setting.method, rule, body, deadline, connect_by)
+                if address.pause and reply.status not in (408, 503):
+                    address.pause = address.rests_until = 0.0
                 return _returned(reply, data)
             except MicroconnectError as error:
-                if error.rule:  # a call of a signal's handler
-                    raise
-                failures.append(error.at(rule, place.address))
-                if error.sent or not isinstance(error, ConnectionError) or len(places) == 1:
+                failures.append(error.at(rule, address.address))
+                if error.sent or not isinstance(error, ConnectionError) or len(addresses) == 1:
                     raise
             now = time.monotonic()
-            place.pause = min(max(place.pause * 2, 0.1), 5.0)  # longer each time that it fails
-            place.rests_until = now + place.pause
-            _log('info', '%s rests for %.1f s: %s', place.address, place.pause, failures[-1])
+            address.pause = min(max(address.pause * 2, 0.1), 5.0)  # longer each time that it fails
+            address.rests_until = now + address.pause
+            _log('info', '%s rests for %.1f s: %s', address.address, address.pause, failures[-1])
         kind = Busy if any(isinstance(error, Busy) for error in failures) else Unreachable
         raise kind('no address took it: ' + '; '.join(map(str, failures))).at(rule, self._where)
 
     def _in_turn(self, now: float) -> list[Any]:
-        """The places in the order to try them: those that failed lately come last."""
-        places = sorted(self._places, key=lambda place: place.rests_until > now)
-        awake = sum(place.rests_until <= now for place in places) or len(places)
+        """The addresses in the order to try them: those that failed lately come last."""
+        addresses = sorted(self._addresses, key=lambda one: one.rests_until > now)
+        awake = sum(one.rests_until <= now for one in addresses) or len(addresses)
         first = next(self._turn) % awake
-        return places[first:awake] + places[:first] + places[awake:]
-
-
-def _returned(reply: _Reply, body: bytes) -> Any:
-    """The value that a reply holds; MicroconnectError where it holds none."""
-    if reply.status != 200:
-        raise _error_from_reply(reply.status, body)
-    if reply.fault:
-        raise BadReply(reply.fault)
-    try:
-        values = _decode(body)
-    except ValueError as error:
-        raise BadReply(f'the reply is not JSON: {error}') from None
-    if type(values) is not list:
-        raise BadReply('the reply is not an array of the returned values')
-    return values[0] if len(values) == 1 else tuple(values)
+        return addresses[first:awake] + addresses[:first] + addresses[awake:]
 
 
 # --------------------------------------------------------------------------------------- licence
