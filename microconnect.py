@@ -73,6 +73,7 @@ import email.utils
 import enum
 import errno
 import functools
+import gc
 import hmac
 import http
 import http.client
@@ -81,6 +82,7 @@ import itertools
 import json
 import math
 import os
+import queue
 import re
 import select
 import selectors
@@ -291,8 +293,13 @@ def _loopback(host: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    names = ('localhost', 'localhost.', '::1', '0:0:0:0:0:0:0:1')
-    return host in names or host.startswith(('127.', '::ffff:127.'))
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(host.partition('%')[0])
+    except ValueError:
+        return host.lower() in ('localhost', 'localhost.')
+    return (getattr(address, 'ipv4_mapped', None) or address).is_loopback
 
 
 def _parse_address(address: str) -> tuple[str, str, int, str]:
@@ -302,6 +309,8 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
     if '@' in address:  # do not show it: it may hold a password
         raise ValueError('an address holds no user and password: rules are guarded by token=...')
     wrong = f"address {address!r} is not like 'http://host:5000': "
+    if re.search(r'[\0-\x1f\x7f\\]', address):  # urlsplit drops some of them
+        raise ValueError(f'{wrong}it holds a backslash or a control character')
     try:
         parts = urllib.parse.urlsplit(address if '://' in address else f'http://{address}')
         host, port = parts.hostname, parts.port
@@ -312,8 +321,10 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
     if parts.scheme not in ('http', 'https'):
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
     # A host named like a number is a port without its host; one named http is a mistyped scheme.
-    is_odd = port == 0 or re.search(r'[\s\\%]|^(?:https?|[0-9]+)$', host or '')
-    if not host or is_odd or parts.query or parts.fragment:
+    # Some versions of Python take the part in brackets for the whole host.
+    is_netloc = re.fullmatch(r'(?:\[[^][\s]+\]|[^][:%\s]+)(?::[0-9]*)?', parts.netloc)
+    is_odd = port == 0 or re.fullmatch('https?|[0-9]+', host or '')
+    if not (host and is_netloc) or is_odd or parts.query or parts.fragment:
         raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
     base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
     return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
@@ -364,6 +375,13 @@ _token_property = property(lambda owner: owner._tokens, _set_tokens, doc='The to
 # the speed of C.  Only where encoding fails does `_locate` walk the value, to name the place.
 
 
+_LISTS = (
+    abc.Set, abc.Iterator, abc.ValuesView, collections.deque, collections.UserList, range
+)  # fmt: skip
+_MOST_TEXT = 10_000  # characters of an error's text
+_MOST_ITEMS = 1 << 22  # of an iterator: more than fit in a body of 8 MiB
+
+
 def _json_form(value: Any) -> Any:
     """Give what *value*, which json does not know, travels as.
 
@@ -371,7 +389,7 @@ def _json_form(value: Any) -> Any:
     """
     # Only an object that lies about its class gets here as a str or int.  Friends and services
     # hold tokens: never encode them.
-    is_odd = isinstance(value, (str, int, float, list, tuple, type(None)))
+    is_odd = isinstance(value, (str, int, float, list, tuple, type(None))) or _is_missing(value)
     if is_odd or getattr(type(value), 'holds_tokens', False):
         raise _no_json_form(value)
     if isinstance(value, enum.Enum):
@@ -386,13 +404,40 @@ def _json_form(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, abc.Mapping):
         return dict(value)
-    if isinstance(value, (abc.Set, abc.Iterator, abc.ValuesView, collections.deque, range)):
-        return list(value)
-    for module, name in (('decimal', 'Decimal'), ('fractions', 'Fraction'), ('uuid', 'UUID')):
-        # Do not import them: if nobody did, no such value exists.
-        if isinstance(value, getattr(sys.modules.get(module), name, ())):
-            return str(value)
+    if isinstance(value, _LISTS) and not hasattr(value, 'fileno'):
+        return _items(value)
+    # Do not import these: if nobody did, no such value exists.
+    if type(value).__module__ in ('decimal', 'fractions', 'uuid', 'ipaddress'):
+        return str(value)
+    if isinstance(value, collections.UserString):
+        return value.data
     return _attributes(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is not equal to itself, as NaN, NaT and NA are."""
+    try:
+        return bool(value != value)
+    except Exception:  # pandas.NA and arrays have no truth
+        return True
+
+
+def _items(values: Iterable[Any]) -> list[Any]:
+    """The items of an iterator, which may be endless."""
+    items = list(itertools.islice(values, _MOST_ITEMS + 1))
+    if len(items) > _MOST_ITEMS:
+        raise ValueError(f'an iterator of over {_MOST_ITEMS} items')
+    return items
+
+
+_FORMS = {  # what marks classes of well-known packages, and the plain form that they offer
+    'to_dict': ".to_dict(), of a DataFrame .to_dict('records')",
+    'tolist': '.tolist()',
+    'model_dump': '.model_dump()',
+    '_asdict': '._asdict()',
+    '__table__': 'columns as a dict',
+    'fileno': '.read()',
+}
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -403,26 +448,36 @@ def _attributes(value: Any) -> dict[str, Any]:
     if hasattr(type(value), '__dataclass_fields__'):
         fields = sys.modules['dataclasses'].fields(value)
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
+    if any(hasattr(type(value), known) for known in _FORMS):
+        raise _no_json_form(value)
     items = {name: _attribute(value, name) for name in dir(value) if not name.startswith('_')}
     return {name: item for name, item in items.items() if not callable(item)}
 
 
 def _attribute(value: Any, name: str) -> Any:
     try:
-        return getattr(value, name)
+        return getattr(value, name, len)  # absent though dir() lists it: left out, as callables are
     except Exception as error:  # raised by a property
         raise ValueError(f'its {name} raised {type(error).__name__}: {_text_of(error)}') from error
 
 
 def _no_json_form(value: Any) -> TypeError:
     name = re.sub(r'\Abuiltins\.', '', f'{type(value).__module__}.{type(value).__name__}')
-    hint = ': send its .tolist()' if hasattr(value, 'tolist') else ''  # numpy and its like
-    return TypeError(f'{name} has no JSON form{hint}')
+    form = next((how for known, how in _FORMS.items() if hasattr(value, known)), '')
+    return TypeError(f'{name} has no JSON form' + (f': send its {form}' if form else ''))
+
+
+def _bounded(text: str) -> str:
+    """*text*, without its middle if that is long: an error may be as large as the arguments."""
+    if len(text) <= _MOST_TEXT:
+        return text
+    half = _MOST_TEXT // 2
+    return f'{text[:half]} ... ({len(text) - 2 * half} characters cut) ... {text[-half:]}'
 
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)
+        return _bounded(str(error))
     except BaseException:
         return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
 
@@ -490,18 +545,67 @@ _decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 
+_MOST_DEPTH = 200  # of arrays and objects: C code nests 10,000 deep whatever the stack holds
+_LARGE = 1 << 20  # bytes of a body that is decoded alone, and without a look for garbage
+_decoding_large = threading.Lock()
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+_ARRAYS = bytes.maketrans(b'{}', b'[]')
+
+
 def _decode(body: bytes) -> Any:
     """Decode JSON strictly; ValueError says what is wrong."""
+    if len(body) > _MOST_DEPTH:
+        _check_depth(body)
     try:
         text = body.decode()
+        if len(body) > _LARGE:
+            return _decode_large(text)
         try:
             value, end = _scan(text, 0)
         except StopIteration:
             end = -1
         # The complete decoder takes white space around the value, and words its errors.
         return value if end == len(text) else _decoder.decode(text)
-    except RecursionError:
+    except RecursionError:  # the caller's stack is nearly full
         raise ValueError('nested too deeply') from None
+
+
+def _decode_large(text: str) -> Any:
+    """Decode by itself what may take 35 times its size: `[[]],` does."""
+    with _decoding_large:
+        # The collector would look at all the new lists again and again: 14 s for 62 MiB, not 2.
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return _decoder.decode(text)
+        finally:
+            if was_enabled:
+                gc.enable()
+
+
+def _check_depth(body: bytes) -> None:
+    """Refuse nesting that nobody needs, before it uses up the stack."""
+    if not (_has_many(body, b'[') or _has_many(body, b'{')):
+        return
+    # Leave only brackets: no escaped quotes, then no other characters, then no strings.
+    body = body.replace(b'\\\\', b'').replace(b'\\"', b'').translate(_ARRAYS, _NO_MARKS)
+    marks = b''.join(body.replace(b'""', b'').split(b'"')[::2])
+    for _ in range(_MOST_DEPTH):
+        marks, before = marks.replace(b'[]', b''), marks  # the innermost pairs
+        if marks == before:
+            break
+    if marks.count(b'[') > (_MOST_DEPTH if marks == before else 0):
+        raise ValueError(f'nested too deeply: over {_MOST_DEPTH} arrays or objects')
+
+
+def _has_many(body: bytes, mark: bytes) -> bool:
+    """Whether *mark* comes so often that there may be too deep nesting; quick if it is rare."""
+    at = -1
+    for _ in range(_MOST_DEPTH // 2):
+        at = body.find(mark, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -530,7 +634,7 @@ _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 _RequestHead = collections.namedtuple(
     '_RequestHead', 'method path headers count length keep_alive expects'
 )
-_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault')
+_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault origin')
 
 
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
@@ -568,7 +672,8 @@ def _parse_request_head(head: bytes) -> _RequestHead:
 def _parse_reply_head(head: bytes) -> _ReplyHead:
     """Parse a reply's head.
 
-    `keep_alive` is in seconds, 0 where the peer closes.  `fault` says why the body holds no values.
+    `keep_alive` is in seconds, 0 where the peer closes.  `fault` says why the body holds no values,
+    `origin` who answered.
     """
     found = re.fullmatch(_STATUS_LINE + _FIELDS, head)
     if not found:
@@ -587,7 +692,8 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
     fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}'
     if coding != 'identity':
         fault = 'the reply is compressed, though nobody asked for that'
-    return _ReplyHead(int(status), length, seconds, fault)
+    known = (f'{k.title()}: {headers[k][:200]}' for k in ('server', 'location') if k in headers)
+    return _ReplyHead(int(status), length, seconds, fault, ', '.join(known))
 
 
 def _malformed(head: bytes) -> BadCall:
@@ -742,15 +848,16 @@ class _Reader:
         A generator: it yields if it needs more, and returns the body.
         """
         body = bytearray()
-        spare = self.max_head  # what extensions and trailers may use up
+        spare = self.max_head  # bytes of framing that its content does not account for
         size = -1
         while size:
-            line = yield from self._read_line(spare)
+            line = yield from self._read_line(max(spare, 0))
             found = re.fullmatch(_CHUNK_LINE, line)
             if not found:
                 raise BadCall('a chunk size is malformed (RFC 9112, 7.1)')
-            spare -= len(line) - len(found.group(1))
             size = int(found.group(1), 16)
+            # Many small chunks cost more than their bytes: one of 40 bytes pays for its framing.
+            spare = min(spare - len(line) - 4 + size // 8, self.max_head)
             if len(body) + size > limit:
                 raise _over_max_body('the body', limit)
             end = len(body) + size
@@ -766,7 +873,7 @@ class _Reader:
                 raise BadCall('a chunk is longer than its size (RFC 9112, 7.1)')
             del self.buffer[: 2 if size else 0]
         while line:
-            line = yield from self._read_line(spare)
+            line = yield from self._read_line(max(spare, 0))
             spare -= len(line)
             if line and not re.fullmatch(_FIELD, line):
                 raise BadCall('a trailer is malformed (RFC 9112, 7.1.2)')
@@ -831,7 +938,7 @@ def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
 def _returned(reply: _ReplyHead, body: bytes) -> Any:
     """The value that a reply holds; MicroconnectError where it holds none."""
     if reply.status != 200:
-        raise _error_from_reply(reply.status, body)
+        raise _error_from_reply(reply.status, body, reply.origin)
     if reply.fault:
         raise BadReply(reply.fault)
     try:
@@ -845,21 +952,28 @@ def _returned(reply: _ReplyHead, body: bytes) -> Any:
 
 def _problem(status: int, detail: str, **members: Any) -> bytes:
     """RFC 9457 problem details."""
+    detail = _bounded(detail)
     title = http.HTTPStatus(status).phrase
     return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
 
 
-def _error_from_reply(status: int, body: bytes) -> MicroconnectError:
+def _error_from_reply(status: int, body: bytes, origin: str = '') -> MicroconnectError:
     """The error that a reply with another status than 200 stands for."""
     try:
         problem = _decode(body)
     except ValueError:
         problem = None
     members = problem if isinstance(problem, dict) else {}
-    why = f'the service answered {status}, without saying why: does microconnect answer there?'
-    detail = str(members.get('detail') or why)
+    detail = str(members.get('detail') or '')
+    if not detail:  # not from a service of this kind: a proxy, or another server
+        where = f' ({origin})' if origin else ''
+        detail = f'something{where} answered {status}, without saying why: is it microconnect?'
     if status != 500:
-        return _ERRORS.get(status, BadReply)(detail, status=status)
+        kind = _ERRORS.get(status, BadReply)
+        # A redirection, or a limit of the rate, is said before a function could run.
+        return kind(
+            detail, status=status, sent=kind.sent and not (300 <= status < 400 or status == 429)
+        )
     raised = members.get('exception')
     facts = raised if isinstance(raised, dict) else {}
     names = ('type', 'base', 'message', 'traceback')
@@ -966,6 +1080,14 @@ def _clock_of_process() -> _Clock:
     return _clock
 
 
+_OPTIONS = (  # a flow that a router has dropped is seen within minutes, not never
+    (socket.IPPROTO_TCP, 'TCP_NODELAY', 1),
+    (socket.SOL_SOCKET, 'SO_KEEPALIVE', 1),
+    (socket.IPPROTO_TCP, 'TCP_KEEPIDLE', 60),
+    (socket.IPPROTO_TCP, 'TCP_KEEPALIVE', 60),  # the same on macOS
+)
+
+
 class _TimedSocket:
     """A socket whose waits the clock bounds: `start` before them, `stop` after."""
 
@@ -978,6 +1100,9 @@ class _TimedSocket:
         self.recv: Callable[[int], bytes] = sock.recv
         self.sendall: Callable[[Any], Any] = sock.sendall
         sock.settimeout(None)  # whatever socket.setdefaulttimeout says
+        for level, name, value in _OPTIONS:
+            if hasattr(socket, name):
+                sock.setsockopt(level, getattr(socket, name), value)
         _sockets.add(sock)
 
     def start(self, deadline: float, how: int = socket.SHUT_RDWR) -> None:
@@ -1041,15 +1166,45 @@ class _TimedSocket:
 
 _CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
 
-_Rule = collections.namedtuple('_Rule', 'path function methods token')
+_Rule = collections.namedtuple('_Rule', 'path function methods token signature')
 
 
 def _code_flags(function: Any) -> int:
     """The flags of the code that calling *function* runs; 0 where it is not Python's."""
     while isinstance(function, functools.partial):
         function = function.func
-    code = getattr(function, '__code__', getattr(type(function).__call__, '__code__', None))
+    if not isinstance(function, (types.FunctionType, types.MethodType)):
+        function = type(function).__call__
+    code = getattr(function, '__code__', None)
     return code.co_flags if code else 0
+
+
+def _signature_of(function: Any) -> Any:
+    """What to bind arguments to before the call; None where the call itself tells a misfit.
+
+    A plain function of CPython does not begin to run then.  A decorator's wrapper does, and a
+    class or a builtin does not show it.
+    """
+    is_plain = isinstance(function, (types.FunctionType, types.MethodType))
+    if is_plain and not hasattr(function, '__wrapped__') and sys.implementation.name == 'cpython':
+        return None
+    import inspect
+
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return None
+
+
+def _check_not_in_class(function: Any) -> None:
+    """Refuse a method in the body of its class: a call would have no object to go with it."""
+    owner, _, name = getattr(function, '__qualname__', '').rpartition('.')
+    code = getattr(function, '__code__', None)
+    is_method = code and code.co_varnames[: code.co_argcount][:1] in (('self',), ('cls',))
+    is_bound = isinstance(function, types.MethodType) or owner.endswith('<locals>')
+    if owner and is_method and not is_bound:
+        how = f"register it bound: Micro.typing('/{name}')(obj.{name})"
+        raise TypeError(f'{owner}.{name} is a method, and has no object here; {how}')
 
 
 def _is_redefinition(before: Any, function: Any) -> bool:
@@ -1101,8 +1256,8 @@ def _nearest(path: str, rules: Iterable[str]) -> str:
     return ''.join(difflib.get_close_matches(path[:200], list(rules), 1))
 
 
-def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
-    """Why there is no rule to call."""
+def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[str]) -> UnknownRule:
+    """Why there is no rule to call.  A stranger is told the names of open rules only."""
     if method not in _METHODS + ('HEAD',):
         return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
     rule = rules.get(path)
@@ -1112,7 +1267,7 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
             status=405,
             headers=(('Allow', ', '.join(rule.methods)),),
         )
-    near = _nearest(path, rules)
+    near = _nearest(path, is_open) if len(is_open) <= 100 else ''  # 2 ms of comparing names
     hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
     if '?' in path:
         path = path[: path.index('?') + 1]  # what follows may be a token
@@ -1123,9 +1278,10 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule]) -> UnknownRule:
 def _refusal(path: str, error: MicroconnectError) -> Answer:
     """The answer to a request for which nothing has run."""
     status = error.status or 500
-    _log('info', 'refused %d: %r: %r', status, path.partition('?')[0], str(error))
+    detail = _bounded(str(error))
+    _log('info', 'refused %d: %r: %r', status, path.partition('?')[0], detail)
     extra: Headers = getattr(error, 'headers', ())
-    return status, _PROBLEM + extra, _problem(status, str(error))
+    return status, _PROBLEM + extra, _problem(status, detail)
 
 
 def _description(error: BaseException) -> dict[str, str]:
@@ -1183,9 +1339,11 @@ class _Rules:
 
         def register(function: Function) -> Function:
             self.reply(function)
+            _check_not_in_class(function)
             if path in self._rules and not _is_redefinition(self._rules[path].function, function):
                 raise ValueError(f'rule {path!r} is taken already: give each function its own')
-            self._rules[path] = _Rule(path, function, tuple(methods), token)
+            signature = _signature_of(function)
+            self._rules[path] = _Rule(path, function, tuple(methods), token, signature)
             if token is not None:
                 self.token.pop(path, None)  # this one takes the place of one given before
             return function
@@ -1247,7 +1405,8 @@ class _Rules:
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
-            value = context.run(rule.function, *args, **kwargs)
+            # A partial: PyPy's `run` has parameters whose names the keywords may have.
+            value = context.run(functools.partial(rule.function, *args, **kwargs))
             if isinstance(value, abc.Awaitable):  # a plain callable may return a coroutine, too
                 return self._loop.result_of(self._await(rule, value), value)
             return context.run(self._reply_with, value)
@@ -1265,8 +1424,8 @@ class _Rules:
         rule = self._rules.get(path)
         if rule is None or method not in rule.methods:
             if path == '/' and method in ('GET', 'HEAD'):
-                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None), [], {}
-            raise _no_rule(method, path, self._rules)
+                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None, None), [], {}
+            raise _no_rule(method, path, self._rules, self._open_rules())
         if len(body) > self.max_body:
             raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         kind = headers.get('content-type', '')
@@ -1278,7 +1437,18 @@ class _Rules:
         if wanted is not None and not _same_token(given, wanted):
             why = 'wants its token' if given is None else 'was given a wrong token'
             raise Forbidden(f"{path} {why}: setRule('{path}', token=...)", headers=_CHALLENGE)
+        if rule.signature:
+            try:
+                rule.signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise BadArguments(f'{path}: {error}') from None
         return rule, args, kwargs
+
+    def _open_rules(self) -> list[str]:
+        """The rules that want no token."""
+        tokens = self._tokens
+        rules = [] if tokens.for_all else self._rules.copy().values()
+        return [r.path for r in rules if not (r.token or r.path in tokens.by_rule)]
 
     async def _await(self, rule: _Rule, value: Any) -> Answer:
         import asyncio
@@ -1295,8 +1465,8 @@ class _Rules:
             _in_async_rule.set(before)
 
     def _reply_with(self, value: Any) -> Answer:
-        if isinstance(value, types.GeneratorType):
-            value = list(value)  # here, so that what it raises is the rule's
+        if isinstance(value, types.GeneratorType):  # here, so that what it raises is the rule's
+            value = list(itertools.islice(value, self.max_body // 2 + 1))  # more cannot fit
         body = _encode(value if type(value) is tuple else (value,), 'reply')
         if len(body) > self.max_body:
             raise ValueError(str(_over_max_body(f'the reply of {len(body)} bytes', self.max_body)))
@@ -1309,8 +1479,11 @@ class _Rules:
         if is_call and _code_flags(rule.function):
             # One frame: Python code would have a second, had the function begun to run.
             return _refusal(rule.path, BadArguments(str(error)))
-        _log('error', '%s raised', rule.path, exc_info=(type(error), error, trace))
         members = _description(error)
+        is_long = len(members['message']) > _MOST_TEXT
+        info = None if is_long else (type(error), error, trace)
+        what = f': {members["message"]}' if is_long else ''
+        _log('error', '%s raised%s', rule.path, what, exc_info=info)
         if self.debug if self._debug_of_start is None else self._debug_of_start:
             import traceback
 
@@ -1318,7 +1491,7 @@ class _Rules:
                 text = ''.join(traceback.format_exception(type(error), error, trace))
             except Exception as failure:  # a SyntaxError with odd arguments fails, for one
                 text = f'it cannot be formatted: {_text_of(failure)}'
-            members['traceback'] = text
+            members['traceback'] = _bounded(text)
         detail = f'{members["type"]}: {members["message"]}'
         return 500, _PROBLEM, _problem(500, detail, exception=members)
 
@@ -1471,8 +1644,10 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
 _FIRST_READ = 1 << 14  # bytes; most messages are smaller, and a waiting connection holds no more
 _PIECE = 1 << 16  # bytes of a large body read at a time
 _BLOCK = 1 << 18  # bytes that have to move within read_timeout
+_HELD = 64 << 20  # bytes of unfinished requests at once, if max_body is not larger
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
 _LAST_WORDS = 0.1  # seconds at stop for latecomers to be refused, and for replies in flight
+_TLS_ALERT = b'\x15\x03\x01\x00\x02\x02\x0a'  # fatal: unexpected message (RFC 8446, 6)
 _UNEXPECTED_EOF = 0x80  # ssl.OP_IGNORE_UNEXPECTED_EOF, which Python names from 3.10
 
 
@@ -1492,6 +1667,8 @@ class _Connection:
         self.thread: threading.Thread | None = None
         self.is_idle = True  # waits for a request's first bytes
         self.is_answering = False  # from a request read whole to its reply sent
+        # Spread, so that the connections of a burst do not all come back at once.
+        self.retire_at = time.monotonic() + self.micro.max_age * (1 - os.urandom(1)[0] / 2550)
 
     def serve(self) -> None:
         """Serve request after request until either side closes."""
@@ -1500,7 +1677,6 @@ class _Connection:
         try:
             if self.listener.ssl_context:
                 self._begin_tls(self.listener.ssl_context)
-            self.sock.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
                 request = self._read(self.reader.head, waiting=waiting)
                 if not request:
@@ -1511,6 +1687,9 @@ class _Connection:
                 waiting = self.micro.idle_timeout
         except MicroconnectError as error:
             self._refuse(error)
+        except MemoryError:
+            self.reader.buffer = b''
+            self._refuse(Busy('no memory is left for this request'))
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
 
@@ -1526,8 +1705,16 @@ class _Connection:
             context.options = options
         self.sock = _TimedSocket(sock, self.sock.clock)
         self.sock.start(time.monotonic() + self.micro.read_timeout)
-        if not self.listener.stop_by:
-            self.sock.wait_for(sock.do_handshake)  # apart, so that the clock sees a silent peer
+        try:
+            if not self.listener.stop_by:
+                self.sock.wait_for(sock.do_handshake)  # apart, so that the clock sees a silent peer
+        except OSError as error:
+            _log('debug', 'a TLS handshake failed: %s', error)
+            if getattr(error, 'reason', '') == 'HTTP_REQUEST':  # OpenSSL says nothing then
+                socket.socket.send(self.sock.sock, _TLS_ALERT)
+            self.sock.stop()
+            self._linger()  # or a reset takes the alert along
+            raise
         self.sock.stop()
 
     def _read(self, take: Callable[..., Any], *args: Any, waiting: float = 0) -> Any:
@@ -1546,6 +1733,7 @@ class _Connection:
                 deadline = idle_until
             elif count >= _BLOCK:
                 deadline, count = time.monotonic() + self.micro.read_timeout, 0
+                self.listener.check_room()
             sock.start(deadline, socket.SHUT_RD)
             if self.listener.stop_by:  # it may have ended such waits just before this one
                 sock.end(sock.key)
@@ -1581,7 +1769,8 @@ class _Connection:
         if self.listener.stop_by:
             raise Busy('the service is stopping')
         status, headers, reply = micro._handle(request.method, request.path, request.headers, body)
-        keep = request.keep_alive and not self.listener.stop_by
+        is_old = time.monotonic() > self.retire_at
+        keep = request.keep_alive and not (is_old or self.listener.stop_by)
         self._send(status, headers, reply, keep)
         self.is_answering = False
         return keep
@@ -1614,7 +1803,7 @@ class _Connection:
         self.sock.shutdown(socket.SHUT_WR)
         self.is_answering = False
         self.sock.start(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
-        while self.sock.recv(_PIECE):
+        while socket.socket.recv(self.sock.sock, _PIECE):  # whatever it is, under TLS too
             pass
 
 
@@ -1717,6 +1906,12 @@ class _Listener(http.server.ThreadingHTTPServer):
             self.handle_request()
         return self.socket in ready
 
+    def check_room(self) -> None:
+        """Refuse one more block of a request if all of them hold too much already."""
+        held = sum(len(one.reader.buffer) for one in self.connections.copy())
+        if held > max(_HELD, 2 * self.micro.max_body):
+            raise Busy('too many large requests at once; try again later')
+
     def _make_room(self) -> bool:
         """Close the connection that has been idle for longest; False where none is idle."""
         idle = [connection for connection in self.connections.copy() if connection.is_idle]
@@ -1739,6 +1934,10 @@ class _Listener(http.server.ThreadingHTTPServer):
         if len(self.connections) < self.micro.max_connections or self._make_room():
             self.connections.add(request)
             return True
+        self._turn_away(request)
+        return False
+
+    def _turn_away(self, request: _Connection) -> None:
         sock = request.sock.sock
         sock.setblocking(False)
         with contextlib.suppress(OSError):
@@ -1746,7 +1945,14 @@ class _Listener(http.server.ThreadingHTTPServer):
                 refusal = Busy('every connection is busy; try again later')
                 request._send(*_refusal('', refusal), keep=False)
             sock.recv(_BLOCK)
-        return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except (RuntimeError, MemoryError):  # the system has no thread left
+            self._make_room()
+            self._turn_away(request)
+            self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection; ThreadingMixIn calls this in a thread of its own."""
@@ -1779,8 +1985,8 @@ class Microservice(_Rules):
         token (dict or str): rule -> token, or one for every rule.  It can be changed at any time
             by ``Micro.token['/rule'] = '...'``.
         secretKey: signing comes later: anything but None raises NotImplementedError.
-        max_body (int): bytes of a request's or reply's body, default 64 MiB: JSON of that size
-            takes about a second and 0.5 GB to decode.
+        max_body (int): bytes of a request's or reply's body, default 8 MiB.  The worst JSON of
+            that size takes 0.3 GB and 0.3 s to decode, during which nothing else runs.
         max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
         max_headers (int): header lines of a request, default 100, as http.client has it.
         read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
@@ -1788,6 +1994,8 @@ class Microservice(_Rules):
         idle_timeout (float): seconds between requests, default 60; told to clients.
         max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
             makes room; if all are busy the newcomer is answered 503.
+        max_age (float): seconds, default 300, after which a connection is closed with a reply, so
+            that friends spread over new instances, as gRPC's MAX_CONNECTION_AGE does.
 
     Attributes:
         token: the tokens, rule -> token.
@@ -1803,12 +2011,13 @@ class Microservice(_Rules):
         token: Tokens = None,
         secretKey: str | None = None,
         *,
-        max_body: int = 64 << 20,
+        max_body: int = 8 << 20,
         max_head: int = 32 << 10,
         max_headers: int = 100,
         read_timeout: float = 20,
         idle_timeout: float = 60,
         max_connections: int = 1000,
+        max_age: float = 300,
     ) -> None:
         _refuse_secret_key(secretKey)
         super().__init__(name, debug, token, max_body, _Loop())
@@ -1819,6 +2028,7 @@ class Microservice(_Rules):
         self.read_timeout = _checked_seconds('read_timeout', read_timeout)
         self.idle_timeout = _checked_seconds('idle_timeout', idle_timeout)
         self.max_connections = _checked_number('max_connections', max_connections)
+        self.max_age = _checked_seconds('max_age', max_age)
         self._listener: _Listener | None = None
         self._has_warned = False
 
@@ -1866,8 +2076,7 @@ class Microservice(_Rules):
             # No similar rule: the key may be the token itself, so do not log it.
             hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
             _log('warning', 'a token is set, and there is no rule %s', hint)
-        rules, tokens = self._rules.copy().items(), self._tokens
-        is_open = [p for p, r in rules if not (p in tokens or r.token or tokens.for_all)]
+        is_open = self._open_rules()
         if is_open and not _is_loopback(host):
             advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
             _log('warning', advice, ', '.join(is_open), host)
@@ -1978,7 +2187,8 @@ class Microservice(_Rules):
                         before[number] = signal.signal(number, stop)
             bound = _netloc(listener.server_name, listener.server_port)
             where = f'{bound}, here {listener.url()}'
-            print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
+            with contextlib.suppress(Exception):  # a closed or narrow stdout is no reason to end
+                print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
             listener.serve()
         finally:
             if _in_main_thread():
@@ -2061,6 +2271,11 @@ class _Link:
         except (OSError, MicroconnectError) as error:
             if not unsent:
                 is_late = not sock.stop()
+            is_alert = reader.buffer[:2] == b'\x15\x03' or 'ALERT' in getattr(error, 'reason', '')
+            if is_alert and not self.retire_at:
+                # TLS 1.3 reports a refused client certificate after the client's handshake.
+                why = 'https:// instead of http://' if reader.buffer else 'the right certificate'
+                raise Unreachable(f'the service refused the TLS handshake: {why}?') from None
             raise _call_failure(error, unsent, is_late) from None
         # Bytes after the reply are not the next call's reply: do not reuse the connection.
         is_kept = sock.stop() and reply.keep_alive and not reader.buffer and not self.pending()
@@ -2120,7 +2335,7 @@ class _Address:
 
             ssl_context = ssl.create_default_context()
         self.ssl_context = _checked_context(ssl_context)
-        self.netloc = _netloc(self.host, self.port)
+        self.netloc = _netloc(self.host.partition('%')[0], self.port)
         self.proxy = _proxy_for(self.scheme, self.host, self.netloc)
         fields = (('Host', self.netloc), ('User-Agent', f'microconnect/{__version__}'))
         if self.proxy and self.scheme == 'http':
@@ -2201,10 +2416,11 @@ def _dial(host: str, port: int, deadline: float) -> socket.socket:
     """Connect to one address of *host* after the other: they share the time."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failure = OSError(f'{host} has no address')
-    for tried, (*_, (address, *_)) in enumerate(found):
+    for tried, (*_, (address, _, *scope)) in enumerate(found):
         left = (deadline - time.monotonic()) / (len(found) - tried)
+        zone = f'%{scope[1]}' if scope and scope[1] else ''  # of a link-local IPv6 address
         try:
-            sock = socket.create_connection((str(address), port), max(left, 0.001))
+            sock = socket.create_connection((f'{address}{zone}', port), max(left, 0.001))
             sock.settimeout(max(deadline - time.monotonic(), 0.001))  # for a tunnel, and for TLS
             return sock
         except OSError as error:
@@ -2216,7 +2432,7 @@ class _InProcess:
     """A service of this process as an address: encoded, checked and decoded as ever."""
 
     def __init__(self, micro: Microservice) -> None:
-        micro._warn_once()
+        getattr(micro, '_warn_once', bool)()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
         self.pause = self.rests_until = 0.0
@@ -2225,15 +2441,64 @@ class _InProcess:
         self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
     ) -> tuple[_ReplyHead, bytes]:
         headers = {'content-type': 'application/json'}
-        status, _, reply = self.micro._handle(method, rule, headers, body)
-        return _ReplyHead(status, len(reply), 0.0, ''), reply
+        status, _, reply = self.micro.answer(method, rule, headers, body)
+        return _ReplyHead(status, len(reply), 0.0, '', ''), reply
 
     def close(self) -> None:
         pass
 
 
 def _address_of(address: Any, *how: Any) -> Any:
-    return _InProcess(address) if isinstance(address, Microservice) else _Address(address, *how)
+    # Not isinstance: it may be a service of another copy of this module.
+    return _InProcess(address) if hasattr(address, 'aanswer') else _Address(address, *how)
+
+
+class _Workers:
+    """Daemon threads for the calls of `asend`: started as needed, gone when idle for a while."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.idle: collections.deque[None] = collections.deque()  # one for each idle thread
+
+    def do(self, call: Callable[[], None]) -> None:
+        try:
+            self.idle.pop()  # claims a thread
+        except IndexError:
+            threading.Thread(target=self._work, daemon=True).start()
+        self.calls.put(call)
+
+    def _work(self) -> None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                self.calls.get(timeout=_WORKER_IDLE)()
+                self.idle.append(None)
+                continue
+            try:
+                self.idle.pop()
+                return
+            except IndexError:
+                pass  # it was claimed this moment: a call comes
+
+
+_WORKER_IDLE = 5.0  # seconds
+_workers = _Workers()
+
+
+def _workers_of_process() -> _Workers:
+    global _workers
+    if _workers.process != os.getpid():
+        _workers = _Workers()
+    return _workers
+
+
+def _settle(future: Any, value: Any, error: BaseException | None) -> None:
+    if future.done():
+        return  # it was cancelled
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
 
 
 class Friend:
@@ -2249,7 +2514,7 @@ class Friend:
         secretKey: signing comes later: anything but None raises NotImplementedError.
         timeout (float): seconds for a whole call, connecting included, default 60.
         ssl_context: for https, and only that; default: ssl.create_default_context().
-        max_body (int): bytes of a request's or reply's body, default 64 MiB.
+        max_body (int): bytes of a request's or reply's body, default 8 MiB.
 
     Raises:
         TypeError, ValueError: for what cannot be an address, a token or a timeout.
@@ -2268,7 +2533,7 @@ class Friend:
         *,
         timeout: float = 60,
         ssl_context: ssl.SSLContext | None = None,
-        max_body: int = 64 << 20,
+        max_body: int = 8 << 20,
     ) -> None:
         _refuse_secret_key(secretKey)
         self.name = name
@@ -2347,19 +2612,24 @@ class Friend:
         Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.
         """
         import asyncio
-        import concurrent.futures
 
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError('asend needs a running event loop of asyncio; use send') from None
+        future = loop.create_future()
 
         def call() -> None:
+            value, error = None, None
             try:
-                future.set_result(self.send(rule, *args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
+                value = self.send(rule, *args, **kwargs)
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_settle, future, value, error)
 
-        threading.Thread(target=call, daemon=True).start()
-        return await asyncio.wrap_future(future)
+        _workers_of_process().do(call)
+        return await future
 
     def ping(self, timeout: float = 5) -> bool:
         """Whether HTTP is answered at any of the addresses, within *timeout* seconds."""
@@ -2368,14 +2638,16 @@ class Friend:
     def wait(self, timeout: float = 60) -> None:
         """Wait until `ping`; CallTimeout, with the reason, if not within *timeout* seconds."""
         deadline = time.monotonic() + _checked_seconds('timeout', timeout)
-        why = self._why_silent(deadline)
-        while why:
+        why = told = self._why_silent(deadline)
+        while told:
             left = deadline - time.monotonic()
             if left <= 0:
                 text = f'{self._where} did not answer within {timeout} s: {why}'
                 raise CallTimeout(text, sent=False, rule='/', address=self._where)
             time.sleep(min(left, 0.1))
-            why = self._why_silent(deadline)
+            told = self._why_silent(deadline)
+            if left > 1:  # the last attempts have no time for a real reason
+                why = told
 
     def _why_silent(self, deadline: float) -> str:
         """Why none of the addresses answers; an empty string where one does."""

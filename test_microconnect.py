@@ -899,6 +899,8 @@ ERRORS = [  # class, the builtin that it is too, `sent`, its status, all statuse
     (RemoteError, Exception, True, 500, (500,)),
 ]
 
+NEVER_RAN = (302, 304, 429)  # said by who did not let the call through
+
 STATUSES = each((kind, builtin, statuses) for kind, builtin, *_, statuses in ERRORS)
 
 RAISED = sorted(
@@ -953,8 +955,9 @@ class TestErrors:
         """Each status of a reply makes one class of error, with that status and the detail."""
         for body in (b'', b'<h1>no</h1>', b'\xff', b'[1]', b'{}', b'{"detail": null}'):
             error = error_of(status, body)
-            assert (type(error), error.status, error.sent) == (kind, status, kind.sent)
-            assert str(error).startswith(f'the service answered {status}, without saying why')
+            sent = kind.sent and status not in NEVER_RAN
+            assert (type(error), error.status, error.sent) == (kind, status, sent)
+            assert str(error).startswith(f'something answered {status}, without saying why')
         error = error_of(status, b'{"detail": "why"}')
         assert (type(error), str(error)) == (kind, 'why')
 
@@ -969,7 +972,8 @@ class TestErrors:
                 friend.send('/echo', 'x')
         error = caught.value
         assert isinstance(error, builtin)
-        assert (error.status, error.sent, len(got)) == (status, kind.sent, 1)
+        sent = kind.sent and status not in NEVER_RAN
+        assert (error.status, error.sent, len(got)) == (status, sent, 1)
         assert (error.rule, error.address) == ('/echo', address)
         assert str(error).startswith(f'/echo at {address}: ')
 
@@ -1452,7 +1456,6 @@ STREAMS = [  # what gives an iterator, and its JSON
     (lambda: map(str, [1]), '["1"]'),
     (lambda: zip('a', [1]), '[["a",1]]'),
     (lambda: itertools.count(1) and iter(()), '[]'),
-    (lambda: io.StringIO('a\nb'), '["a\\n","b"]'),
 ]
 
 
@@ -1617,7 +1620,7 @@ class TestValues:
     def test_long_text(self):
         """Text of 10 MB, and lone surrogates, come back as they were sent."""
         friend = Friend('app1', make())
-        for text in ('x' * 10**7, '\ud800' * 1000, 'é' * 10**5):
+        for text in ('x' * 8 * 10**6, '\ud800' * 1000, 'é' * 10**5):
             assert friend.send('/echo', text) == text
 
     def test_object_with_every_attribute(self):
@@ -1766,7 +1769,7 @@ WIRE = [  # args, kwargs, token; the body that a friend sends
     ),
 ]
 
-NESTED = b'[' * 500 + b']' * 500
+NESTED = b'[' * 198 + b']' * 198  # with the call around it, as deep as is allowed
 
 OTHERS = [  # bodies that others send; what they call with
     (b'{"args": ["x", 1], "kwargs": {"k": 2}, "token": null}', ('x', 1), {'k': 2}),  # requests
@@ -2162,7 +2165,7 @@ class TestRequests:
 
     def test_tiny_chunks(self):
         """Many chunks of one byte take little more memory than their bytes."""
-        stream = reader(b'1\r\nx\r\n' * 4000 + b'0\r\n\r\n')
+        stream = reader(b'1\r\nx\r\n' * 4000 + b'0\r\n\r\n', max_head=32768)
         tracemalloc.start()
         try:
             assert len(stream.body(CHUNKED, 100000)) == 4000
@@ -2280,7 +2283,7 @@ REFUSED_REPLIES = [  # what the error says; bytes that are no reply
         b'HTTP/1.1 20 OK\r\n\r\n', b'HTTP/1.1 2000 OK\r\n\r\n', b'HTTP/1.1 600 OK\r\n\r\n',
         b'HTTP/1.1 099 OK\r\n\r\n', b'HTTP/1.1  200 OK\r\n\r\n', b'HTTP/1.1 200 O\0K\r\n\r\n',
         b'ICY 200 OK\r\n\r\n', b'220 smtp ready\r\n', b'SSH-2.0-OpenSSH_9.2\r\n',
-        OK + b'X : 1\r\n\r\n', b'\x15\x03\x01\x00\x02\x02\x46',  # the last is an alert of TLS
+        OK + b'X : 1\r\n\r\n', b'\x16\x03\x01\x00\x02\x02\x46',  # the last is of TLS
     ]),
     (NO_LENGTH, [OK_JSON + LENGTH + LENGTH + X_BODY, OK_JSON + b'Content-Length: -5\r\n' + X_BODY]),
     (TWO_LENGTHS, [OK_JSON + LENGTH + CODING + b'chunked\r\n' + X_BODY]),
@@ -2512,7 +2515,7 @@ class TestTimeOfTheService:
         """A client that does not take its reply is cut off, and its thread ends."""
         linger_briefly(monkeypatch)
         service = make(read_timeout=0.1)
-        service.typing('/large')(lambda: 'x' * 9000000)
+        service.typing('/large')(lambda: 'x' * 8000000)
         with serving(service):
             before = resources()
             with socket.socket() as sock:
@@ -2522,7 +2525,7 @@ class TestTimeOfTheService:
                 sock.sendall(request(b'', '/large'))
                 until(lambda: connections_of(service))
                 until(lambda: not connections_of(service))
-                assert len(receive(sock)) < 9000000
+                assert len(receive(sock)) < 8000000
             until_released(before)
 
     def test_default_timeout(self, monkeypatch):
@@ -2611,7 +2614,7 @@ class TestTimeOfACall:
                 assert friend.send('/echo') == 'x'
             friend.setRule('/echo', timeout=0.1)
             with soon(), pytest.raises(CallTimeout) as caught:
-                friend.send('/echo', 'x' * 12000000)
+                friend.send('/echo', 'x' * 8000000)
         assert caught.value.sent is False
 
     @needs_timers
@@ -3076,7 +3079,6 @@ class TestAnswer:
             (calls_builtin_wrongly, [1]),
             (calls_itself, [1]),
             (yields, [1]),
-            (wrapped, []),
             (len, [7]),
             (lambda a: a + 'x', [1]),
             (lambda a: make, [1]),
@@ -4764,7 +4766,7 @@ class TestFriend:
 
         with peer(script) as address, Friend('app1', address) as friend:
             with pytest.raises(TooLarge) as caught:
-                friend.send('/echo', 'x' * 12000000)
+                friend.send('/echo', 'x' * 8000000)
         assert (caught.value.status, caught.value.sent) == (413, False)
 
     def test_more_than_a_reply(self):
@@ -4983,7 +4985,7 @@ class TestSeveralAddresses:
         with peer(reset) as one, peer(reset) as another:
             with Friend('app1', [one, another], timeout=TIMEOUT) as friend:
                 with pytest.raises(Unreachable) as caught:
-                    friend.send('/echo', 'x' * 12000000)
+                    friend.send('/echo', 'x' * 8000000)
         assert (caught.value.status, caught.value.sent) == (None, False)
 
     def test_none_left_but_busy(self):
