@@ -546,7 +546,7 @@ _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 
 _MOST_DEPTH = 200  # of arrays and objects: C code nests 10,000 deep whatever the stack holds
-_LARGE = 1 << 20  # bytes of a body that is decoded alone, and without a look for garbage
+_LARGE = 1 << 18  # bytes of a body that is decoded alone, and without a look for garbage
 _decoding_large = threading.Lock()
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _ARRAYS = bytes.maketrans(b'{}', b'[]')
@@ -588,7 +588,9 @@ def _check_depth(body: bytes) -> None:
     if not (_has_many(body, b'[') or _has_many(body, b'{')):
         return
     # Leave only brackets: no escaped quotes, then no other characters, then no strings.
-    body = body.replace(b'\\\\', b'').replace(b'\\"', b'').translate(_ARRAYS, _NO_MARKS)
+    if b'\\' in body:
+        body = body.replace(b'\\\\', b'').replace(b'\\"', b'')
+    body = body.translate(_ARRAYS, _NO_MARKS)
     marks = b''.join(body.replace(b'""', b'').split(b'"')[::2])
     for _ in range(_MOST_DEPTH):
         marks, before = marks.replace(b'[]', b''), marks  # the innermost pairs

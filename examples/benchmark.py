@@ -15,6 +15,9 @@ HTTP.  Pyro5, RPyC, gRPC and Flask with requests take part where they are instal
     1 MB echo      a string of 1 MB there and back, one thread, in echoes/s
     first call     a new client, its connection and its first call, in ms
 
+A second table has the calls/s of that many asyncio tasks at once on the service of microconnect: by
+`asend`, by `send` in an executor, and by aiohttp and httpx where they are installed.
+
 Contenders take turns within each round, so that what disturbs the machine disturbs them alike.
 The figures are medians over the rounds; so are the ratios, each taken within one round.
 
@@ -27,6 +30,7 @@ times.  The ratios are medians either way.
 """
 
 import argparse
+import asyncio
 import collections
 import concurrent.futures
 import contextlib
@@ -600,8 +604,110 @@ def measure(names, ports, rounds, seconds):
 
 
 ########################################################################
+# Calls from asyncio
+########################################################################
+
+WIDTHS = (1, 16, 100)  # tasks at once
+BODY = json.dumps({'args': [NAME]}).encode()
+HEADERS = {'Content-Type': 'application/json'}
+
+
+@contextlib.asynccontextmanager
+async def asend(url):
+    with microconnect.Friend('benchmark', url) as friend:
+        yield functools.partial(friend.asend, '/hello', NAME)
+
+
+@contextlib.asynccontextmanager
+async def executor(url):
+    with microconnect.Friend('benchmark', url) as friend:
+        with concurrent.futures.ThreadPoolExecutor(max(WIDTHS)) as pool:
+            run = asyncio.get_running_loop().run_in_executor
+            yield functools.partial(run, pool, friend.send, '/hello', NAME)
+
+
+@contextlib.asynccontextmanager
+async def aiohttp(url):
+    import aiohttp
+
+    async def call():
+        async with session.post(f'{url}/hello', data=BODY, headers=HEADERS) as reply:
+            return json.loads(await reply.read())[0]
+
+    connector = aiohttp.TCPConnector(limit=max(WIDTHS))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield call
+
+
+@contextlib.asynccontextmanager
+async def httpx(url):
+    import httpx
+
+    async def call():
+        reply = await client.post(f'{url}/hello', content=BODY, headers=HEADERS)
+        return reply.json()[0]
+
+    async with httpx.AsyncClient(timeout=30) as client:
+        yield call
+
+
+ASYNC_CLIENTS = {
+    'asend': asend,
+    'send in an executor': executor,
+    'aiohttp': aiohttp,
+    'httpx': httpx,
+}
+
+
+async def async_rate(client, url, width, seconds):
+    """Give the calls/s of *width* tasks that share a client."""
+
+    async def work(call):
+        count = 0
+        while time.perf_counter() < stop:
+            if await call() != f'Welcome {NAME}':
+                raise SystemExit(f'{client.__name__} gives a wrong answer')
+            count += 1
+        return count
+
+    async with client(url) as call:
+        await asyncio.gather(*(call() for _ in range(width)))  # the connections are made
+        start = time.perf_counter()
+        stop = start + seconds
+        counts = await asyncio.gather(*(work(call) for _ in range(width)))
+        return sum(counts) / (time.perf_counter() - start)
+
+
+def measure_async(port, rounds, seconds):
+    """Give (client, width) -> a figure for each round."""
+    figures = collections.defaultdict(list)
+    missing = [n for n in ('aiohttp', 'httpx') if importlib.util.find_spec(n) is None]
+    clients = [name for name in ASYNC_CLIENTS if name not in missing]
+    for _ in range(rounds):
+        for width in WIDTHS:
+            for name in random.sample(clients, len(clients)):
+                rate = async_rate(ASYNC_CLIENTS[name], f'http://{HOST}:{port}', width, seconds)
+                figures[name, width].append(asyncio.run(rate))
+    return figures
+
+
+def async_table(figures, one_core):
+    width = max(map(len, ASYNC_CLIENTS))
+    yield f'\n{"tasks":{width}}' + ''.join(f'{tasks:>12}' for tasks in WIDTHS)
+    for name in ASYNC_CLIENTS:
+        if (name, WIDTHS[0]) not in figures:
+            continue
+        rates = (typical(figures[name, tasks], 0.75, one_core) for tasks in WIDTHS)
+        yield f'{name:{width}}' + ''.join(f'{rate:12,.0f}' for rate in rates)
+
+
+########################################################################
 # The table
 ########################################################################
+
+
+def typical(figures, quantile, one_core):
+    return sorted(figures)[int(quantile * len(figures))] if one_core else statistics.median(figures)
 
 
 def table(names, figures, one_core):
@@ -613,7 +719,7 @@ def table(names, figures, one_core):
         for heading, (_, decimals, quantile) in MEASUREMENTS.items():
             own, floor = figures[heading, name], figures[heading, 'floor']
             ratio = statistics.median(a / b for a, b in zip(own, floor))
-            figure = sorted(own)[int(quantile * len(own))] if one_core else statistics.median(own)
+            figure = typical(own, quantile, one_core)
             line += f'{figure:12,.{decimals}f}{ratio:8.2f}'
         yield line
 
@@ -661,10 +767,13 @@ def main():
     chosen = ['floor', *(options.only or CONTENDERS)]  # there is no ratio without the floor
     chosen = [name for name in CONTENDERS if name in chosen]
     names = [name for name in chosen if is_installed(name)]
-    expected = options.rounds * options.seconds * len(MEASUREMENTS) * len(names)
-    with servers(names, 60 + 5 * expected) as ports:
+    columns = len(MEASUREMENTS) * len(names) + len(WIDTHS) * len(ASYNC_CLIENTS)
+    with servers(names, 60 + 5 * options.rounds * options.seconds * columns) as ports:
         figures = measure(names, ports, options.rounds, options.seconds)
-    print('\n'.join(table(names, figures, options.one_core)))
+        print('\n'.join(table(names, figures, options.one_core)))
+        if 'microconnect' in ports:
+            figures = measure_async(ports['microconnect'], options.rounds, options.seconds)
+            print('\n'.join(async_table(figures, options.one_core)))
     print(
         f'\n{platform.python_implementation()} {platform.python_version()}, '
         f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores; '
