@@ -547,7 +547,7 @@ _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 _MOST_DEPTH = 200  # of arrays and objects: C code nests 10,000 deep whatever the stack holds
 _LARGE = 1 << 18  # bytes of a body that is decoded alone, and without a look for garbage
-_decoding_large = threading.Lock()
+_decoding_large = threading.RLock()
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _ARRAYS = bytes.maketrans(b'{}', b'[]')
 
@@ -919,10 +919,11 @@ def _request_head(base: str, fields: Headers, method: str, rule: str) -> bytes:
 
 _JSON = (('Content-Type', 'application/json'),)
 _PROBLEM = (('Content-Type', 'application/problem+json'),)
+_CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
 
 
-def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
-    """Read args, kwargs and token from a request's body."""
+def _parse_call(path: str, body: bytes, wanted: str | None) -> tuple[list[Any], dict[str, Any]]:
+    """Read args and kwargs from a request's body, and check its token."""
     try:
         call = _decode(body) if body else {}
     except ValueError as error:
@@ -934,13 +935,29 @@ def _parse_call(body: bytes) -> tuple[list[Any], dict[str, Any], Any]:
         raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
     if type(args) is not list or type(kwargs) is not dict:
         raise BadCall('args has to be an array, and kwargs an object')
-    return args, kwargs, token
+    if wanted is not None and not _same_token(token, wanted):
+        del args, kwargs  # the error must not keep them
+        why = 'wants its token' if token is None else 'was given a wrong token'
+        raise Forbidden(f"{path} {why}: setRule('{path}', token=...)", headers=_CHALLENGE)
+    return args, kwargs
 
 
-def _returned(reply: _ReplyHead, body: bytes) -> Any:
-    """The value that a reply holds; MicroconnectError where it holds none."""
+def _same_token(given: Any, wanted: str) -> bool:
+    """Compare in constant time."""
+    if not isinstance(given, str):
+        return False
+    # `ascii()` gives bytes for any str; `encode()` would fail on a lone surrogate.
+    return hmac.compare_digest(ascii(given).encode(), ascii(wanted).encode())
+
+
+def _returned(reply: _ReplyHead, body: bytes, via: str = '') -> Any:
+    """The value that a reply holds; MicroconnectError where it holds none.
+
+    *via* names the proxy through which it came, if there is one.
+    """
     if reply.status != 200:
-        raise _error_from_reply(reply.status, body, reply.origin)
+        origin = ', '.join(filter(None, (via, reply.origin)))
+        raise _error_from_reply(reply.status, body, origin)
     if reply.fault:
         raise BadReply(reply.fault)
     try:
@@ -1166,8 +1183,6 @@ class _TimedSocket:
 
 # ----------------------------------------------------------------------------------------- rules
 
-_CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
-
 _Rule = collections.namedtuple('_Rule', 'path function methods token signature')
 
 
@@ -1243,13 +1258,6 @@ def _check_browser(headers: Mapping[str, str]) -> None:
             raise Forbidden(f'web pages of {origin[:200]!r} may not call this service', status=403)
     elif headers.get('sec-fetch-site') == 'cross-site':
         raise Forbidden('web pages of other sites may not call this service', status=403)
-
-
-def _same_token(given: Any, wanted: str) -> bool:
-    """Compare in constant time."""
-    # `ascii()` gives bytes for any str; `encode()` would fail on a lone surrogate.
-    left, right = ascii(given).encode(), ascii(wanted).encode()
-    return isinstance(given, str) and hmac.compare_digest(left, right)
 
 
 def _nearest(path: str, rules: Iterable[str]) -> str:
@@ -1433,12 +1441,13 @@ class _Rules:
         kind = headers.get('content-type', '')
         if (body or method != 'GET') and not _is_json(kind):
             raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
-        args, kwargs, given = _parse_call(body)
         tokens = self._tokens
         wanted = tokens.by_rule.get(path) or rule.token or tokens.for_all
-        if wanted is not None and not _same_token(given, wanted):
-            why = 'wants its token' if given is None else 'was given a wrong token'
-            raise Forbidden(f"{path} {why}: setRule('{path}', token=...)", headers=_CHALLENGE)
+        if len(body) <= _LARGE:
+            args, kwargs = _parse_call(path, body, wanted)
+        else:
+            with _decoding_large:  # what a stranger sent is dropped before the next is decoded
+                args, kwargs = _parse_call(path, body, wanted)
         if rule.signature:
             try:
                 rule.signature.bind(*args, **kwargs)
@@ -2339,6 +2348,7 @@ class _Address:
         self.ssl_context = _checked_context(ssl_context)
         self.netloc = _netloc(self.host.partition('%')[0], self.port)
         self.proxy = _proxy_for(self.scheme, self.host, self.netloc)
+        self.via = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else ''
         fields = (('Host', self.netloc), ('User-Agent', f'microconnect/{__version__}'))
         if self.proxy and self.scheme == 'http':
             base, fields = f'http://{self.netloc}{base}', fields + self.proxy.headers
@@ -2410,8 +2420,9 @@ class _Address:
             why = getattr(error, 'strerror', None) or error
             why = 'no answer in time' if isinstance(error, socket.timeout) else why
             ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
-            where = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else self.netloc
-            raise Unreachable(f'cannot connect to {where}: {why}; {ask}?') from None
+            raise Unreachable(
+                f'cannot connect to {self.via or self.netloc}: {why}; {ask}?'
+            ) from None
 
 
 def _dial(host: str, port: int, deadline: float) -> socket.socket:
@@ -2437,6 +2448,7 @@ class _InProcess:
         getattr(micro, '_warn_once', bool)()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
+        self.via = ''
         self.pause = self.rests_until = 0.0
 
     def call(
@@ -2690,7 +2702,7 @@ class Friend:
                 reply, data = address.call(setting.method, rule, body, deadline, connect_by)
                 if address.pause and reply.status not in (408, 503):
                     address.pause = address.rests_until = 0.0
-                return _returned(reply, data)
+                return _returned(reply, data, address.via)
             except MicroconnectError as error:
                 failures.append(error.at(rule, address.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(addresses) == 1:

@@ -1,7 +1,7 @@
 """Throw what a network throws at a service and a friend, and print what held.
 
-    python3 examples/stress.py            # about two minutes
-    python3 examples/stress.py --quick    # about fifteen seconds
+    python3 examples/stress.py            # about two and a half minutes
+    python3 examples/stress.py --quick    # about half a minute
 
 Each row counts what was tried and what was lost; anything lost makes the exit status 1.  The
 service runs in a process of its own; everything stays on loopback.
@@ -9,31 +9,37 @@ service runs in a process of its own; everything stays on loopback.
 
 import argparse
 import asyncio
+import collections
 import contextlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 
 # Found beside this folder in a clone; not needed where microconnect is installed or copied.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from microconnect import Friend, MicroconnectError, Microservice
+from microconnect import Busy, ConnectionLost, Friend, MicroconnectError, Microservice, Unreachable
 
 HEAD = b'POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n'
 CALL = HEAD + b'Content-Length: 14\r\n\r\n{"args":["x"]}'
+LIMITS = {'port': 0, 'read_timeout': 3, 'idle_timeout': 30, 'max_connections': 1500}
+BIG = 5_000_000  # bytes of the reply of /big
 
 
 # ------------------------------------------------------------------------------------ the service
 
 
-def serve():
+def serve(limits):
     """The service process: counts its calls, and tells what it holds."""
-    micro = Microservice('stressed', read_timeout=3, idle_timeout=30, max_connections=1500)
-    counts = {'echo': 0}
-    lock = threading.Lock()
+    micro = Microservice('stressed', **limits)
+    counts = {'echo': 0, 'big': 0, 'forked': 0}
+    lock, start = threading.Lock(), threading.Thread.start
 
     @micro.typing('/echo')
     def echo(value):
@@ -43,41 +49,81 @@ def serve():
 
     @micro.typing('/big')
     def big():
-        return 'x' * 5_000_000
+        with lock:
+            counts['big'] += 1
+        return 'x' * BIG
+
+    @micro.typing('/guarded', token='known to friends')
+    def guarded(*_):
+        raise AssertionError('a stranger was let in')
 
     @micro.typing('/nap')
     async def nap(seconds):
         await asyncio.sleep(seconds)
         return seconds
 
+    @micro.typing('/block')
+    def block(seconds):
+        time.sleep(seconds)
+
+    @micro.typing('/fork')
+    def fork():
+        warnings.simplefilter('ignore')  # Python 3.12 warns of a fork beside threads
+        ready, tell = os.pipe()
+        if not os.fork():
+            os.write(tell, b'.')
+            os.read(0, 1)  # until the parent of the service closes it
+            os._exit(0)
+        os.read(ready, 1)
+        counts['forked'] += 1
+        time.sleep(60)
+
+    @micro.typing('/starve')
+    def starve(seconds):
+        """Let no thread start beyond those there are, as a system does that has no more."""
+        most, end = threading.active_count(), time.monotonic() + seconds
+
+        def start_if_there_is_room(thread):
+            if threading.active_count() >= most and time.monotonic() < end:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        threading.Thread.start = start_if_there_is_room
+
     @micro.typing('/stats')
     def stats():
         return {
             'calls': counts['echo'],
+            'big': counts['big'],
+            'forked': counts['forked'],
+            'process': os.getpid(),
             'threads': threading.active_count(),
             'descriptors': len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc') else 0,
             'kilobytes': resident(),
+            'peak': resident('VmHWM'),
         }
 
-    with micro.start(port=0, host='127.0.0.1'):
+    with micro.start(host='127.0.0.1'):
         print(micro.address, flush=True)
         sys.stdin.read()  # until the parent closes it
 
 
-def resident():
-    """How much memory this process holds (KiB); 0 where /proc does not tell."""
+def resident(what='VmRSS'):
+    """How much memory this process holds (KiB), or held at most; 0 where /proc does not tell."""
     with contextlib.suppress(OSError), open('/proc/self/status') as status:
         for line in status:
-            if line.startswith('VmRSS'):
+            if line.startswith(what):
                 return int(line.split()[1])
     return 0
 
 
 @contextlib.contextmanager
-def service():
+def service(environ=(), **limits):
     """A service process; gives its address."""
     command = [sys.executable, os.path.abspath(__file__), '--serve']
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command.append(json.dumps({**LIMITS, **limits}))
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+    child = subprocess.Popen(command, env={**os.environ, **dict(environ)}, text=True, **pipes)
     try:
         yield child.stdout.readline().strip()
     finally:
@@ -96,6 +142,26 @@ def service():
 def connect(address):
     host, _, port = address.rpartition('//')[2].rpartition(':')
     return socket.create_connection((host, int(port)), 10)
+
+
+def request(rule, body=b'{}'):
+    head = HEAD.replace(b'/echo', rule.encode())
+    return head + b'Content-Length: %d\r\n\r\n%b' % (len(body), body)
+
+
+def read_to_end(sock):
+    """Give all that comes until the peer closes; a reset is an OSError."""
+    return b''.join(iter(lambda: sock.recv(1 << 16), b''))
+
+
+def timed(call, *args):
+    """Give what the call returns or raises, and how many seconds that took."""
+    began = time.monotonic()
+    try:
+        value = call(*args)
+    except MicroconnectError as error:
+        value = error
+    return value, time.monotonic() - began
 
 
 def in_threads(count, work):
@@ -353,6 +419,167 @@ def soak(quick):
     return calls, lost, f'the service grew by {grown} KiB, the friend by {own} KiB'
 
 
+def forked_and_killed(quick):
+    """A service with a forked child is killed: its calls end at once, and its port is free."""
+    if not hasattr(os, 'fork'):
+        return 0, 0, 'this system has no fork'
+    kills, refusals = (2, 5) if quick else (10, 20)
+    right, slowest = 0, 0.0
+
+    def kill(address):
+        """Kill the service while a call is in flight; give what it and further calls end by."""
+        ended = []
+        with Friend('in flight', address, timeout=10) as one, Friend('kept', address) as friend:
+            process = friend.send('/stats')['process']
+            one.send('/echo', 1)
+            caller = threading.Thread(target=lambda: ended.append(timed(one.send, '/fork')[0]))
+            caller.start()
+            while caller.is_alive() and not friend.send('/stats')['forked']:
+                time.sleep(0.01)
+            os.kill(process, signal.SIGKILL)
+            _, took = timed(caller.join)
+            os.waitpid(process, 0)  # its connections end a moment before its port is closed
+            return [(ended[0], took)] + [timed(friend.send, '/echo', 1) for _ in range(refusals)]
+
+    with contextlib.ExitStack() as stack:  # the children live until its end
+        first = stack.enter_context(service())
+        for _ in range(kills):
+            (error, took), *others = kill(first)
+            right += isinstance(error, ConnectionLost)
+            right += sum(isinstance(error, Unreachable) for error, _ in others)
+            slowest = max(slowest, took, *(took for _, took in others))
+            again = stack.enter_context(service(port=int(first.rpartition(':')[2])))
+            if again != first:
+                break  # the port was not free
+    tried = kills * (refusals + 1)
+    lost = tried - right + (again != first) + too_long(slowest, 1, quick)
+    return tried, lost, f'{kills} kills and restarts: slowest failure {slowest * 1000:.0f} ms'
+
+
+def large_json(quick):
+    """JSON that is all brackets, from strangers: how long another call waits, and what it takes."""
+    limit = Microservice('defaults').max_body
+    data = request('/guarded', b'{"args":[' + b'[[]],' * ((limit - 12) // 5) + b'0]}')
+
+    def besiege(strangers):
+        """Give the errors, the seconds that other calls took, and by how many MiB it grew."""
+        errors, waits = [], []
+
+        def stranger(_):
+            with connect(address) as sock:
+                sock.settimeout(60)
+                sock.sendall(data)
+                assert sock.recv(4096).startswith(b'HTTP/1.1 401')
+
+        with service() as address, Friend('normal', address) as friend:
+            before = friend.send('/stats')['kilobytes']
+            crowd = threading.Thread(target=lambda: errors.extend(in_threads(strangers, stranger)))
+            crowd.start()
+            while crowd.is_alive():
+                value, took = timed(friend.send, '/echo', 1)
+                errors += [value] if value != 1 else []
+                waits.append(took)
+                time.sleep(0.001)
+            return errors, waits, (friend.send('/stats')['peak'] - before) / 1024
+
+    tried, lost, told = 0, 0, f'{limit >> 20} MiB of brackets'
+    for strangers in (1, 4):
+        errors, waits, grown = besiege(strangers)
+        tried += strangers + len(waits)
+        lost += len(errors) + too_long(max(waits), 1, quick) + (grown > 400)
+        told += f'; from {strangers}: another call waits {max(waits):.2f} s, {grown:.0f} MiB more'
+    return tried, lost, told
+
+
+MUCH = (
+    HEAD + b'X: ' + b'y' * 20_000,
+    HEAD + b'Content-Length: 8000000\r\n\r\n' + b'x' * 4_000_000,
+    HEAD + b'Transfer-Encoding: chunked\r\n\r\n' + b'7a1200\r\n' + b'x' * 4_000_000,
+    HEAD + b'Transfer-Encoding: chunked\r\n\r\n' + b'1000\r\n%b\r\n' % (b'x' * 4096) * 1000,
+    CALL * 1000 + CALL[:40],
+)
+
+
+def sudden_silence(quick):
+    """Peers that send much at once and then nothing more are ended after one read_timeout."""
+    times = 2 if quick else 10
+    ended = []
+
+    def peer(number):
+        with connect(address) as sock:
+            sock.sendall(MUCH[number % len(MUCH)])
+            reply, took = timed(read_to_end, sock)
+            ended.append(took)
+            assert b'HTTP/1.1 408 ' in reply
+
+    with service(read_timeout=1) as address, Friend('control', address) as friend:
+        friend.send('/echo', 1)
+        baseline = friend.send('/stats')
+        errors = in_threads(len(MUCH) * times, peer)
+        back = settled(friend, baseline)
+    slowest = max(ended, default=0)
+    told = f'{len(MUCH)} kinds, read_timeout 1 s: the last is ended after {slowest:.2f} s'
+    return len(MUCH) * times, len(errors) + too_long(slowest, 2, quick) + (not back), told
+
+
+def no_thread_left(quick):
+    """Newcomers while no thread can start: served if an idle one makes room, else Busy."""
+    count = 20 if quick else 100
+    outcomes, slowest = collections.Counter(), []
+
+    def newcomer(number):
+        with Friend('newcomer', address, timeout=10) as friend:
+            value, took = timed(friend.send, '/echo', number)
+        is_busy = isinstance(value, Busy) and not value.sent
+        outcomes['served' if value == number else 'Busy' if is_busy else type(value).__name__] += 1
+        slowest.append(took)
+
+    with service() as address, Friend('control', address) as friend:
+        for data in (CALL, request('/block', b'{"args":[2]}')):  # all others are idle, or busy
+            others = [connect(address) for _ in range(count // 2)]
+            for sock in others:
+                sock.sendall(data)
+            friend.send('/nap', 0.5)  # by then their calls have begun
+            friend.send('/starve', 1.5)
+            in_threads(count, newcomer)
+            time.sleep(1.5)
+            for sock in others:
+                sock.close()
+        told = ', '.join(f'{number} {outcome}' for outcome, number in outcomes.most_common())
+        lost = 2 * count - outcomes['served'] - outcomes['Busy']
+        outcomes.clear()
+        in_threads(count, newcomer)  # there are threads again
+        lost += count - outcomes['served']
+    return 3 * count, lost, f'{told}; the slowest is told after {max(slowest):.2f} s'
+
+
+# The C library of Linux keeps much of what Python frees for later, unless it is told not to.
+RETURN_WHAT_IS_FREED = {'MALLOC_MMAP_THRESHOLD_': '1000000'}
+
+
+def deaf_readers(quick):
+    """Clients that do not read a large reply: the service holds little more than one copy each."""
+    count = 10 if quick else 50
+    copies, lost = [], 0
+    for environ in (RETURN_WHAT_IS_FREED, {}):
+        with service(environ, read_timeout=30) as address, Friend('control', address) as friend:
+            before = friend.send('/stats')
+            deaf = [connect(address) for _ in range(count)]
+            for sock in deaf:
+                sock.sendall(request('/big'))
+            end, seen, held = time.monotonic() + 20, None, before
+            while (held['big'] < count or held != seen) and time.monotonic() < end:
+                time.sleep(0.5)
+                held, seen = friend.send('/stats'), held
+            for sock in deaf:
+                sock.close()
+            lost += count - held['big'] + (not settled(friend, before))
+        copies.append((held['kilobytes'] - before['kilobytes']) * 1024 / (BIG * count))
+    told = f'{count} replies of {BIG // 10**6} MB not read: {copies[0]:.2f} copies of each held'
+    told += f'; the C library keeps {copies[1] - copies[0]:.2f} for later'
+    return 2 * count, lost + (copies[0] > 1.3), told
+
+
 ROWS = (
     bursts,
     many_connections,
@@ -362,16 +589,21 @@ ROWS = (
     async_rule,
     async_friend,
     soak,
+    forked_and_killed,
+    large_json,
+    sudden_silence,
+    no_thread_left,
+    deaf_readers,
 )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true')
-    parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
+    parser.add_argument('--serve', type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve()
+        return serve(options.serve)
     failed = False
     print(f'{"what":18} {"tried":>8} {"lost":>5}')
     for row in ROWS:
