@@ -370,6 +370,15 @@ def _set_tokens(owner: Any, token: Tokens) -> None:
 _token_property = property(lambda owner: owner._tokens, _set_tokens, doc='The tokens by rule.')
 
 
+_locks: dict[tuple[int, str], Any] = {}
+
+
+def _lock_of_process(purpose: str) -> Any:
+    """A lock of this process: a forked child would inherit a common one locked."""
+    # Reentrant: a signal's handler may stop a service while the code that it interrupts starts one.
+    return _locks.setdefault((os.getpid(), purpose), threading.RLock())
+
+
 # ---------------------------------------------------------------------------------------- values
 # JSON, strictly.  The encoder calls `_json_form` for what it does not know, so plain data stays at
 # the speed of C.  Only where encoding fails does `_locate` walk the value, to name the place.
@@ -547,7 +556,6 @@ _scan = _decoder.scan_once  # type: ignore[attr-defined]
 
 _MOST_DEPTH = 200  # of arrays and objects: C code nests 10,000 deep whatever the stack holds
 _LARGE = 1 << 18  # bytes of a body that is decoded alone, and without a look for garbage
-_decoding_large = threading.RLock()
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _ARRAYS = bytes.maketrans(b'{}', b'[]')
 
@@ -572,7 +580,7 @@ def _decode(body: bytes) -> Any:
 
 def _decode_large(text: str) -> Any:
     """Decode by itself what may take 35 times its size: `[[]],` does."""
-    with _decoding_large:
+    with _lock_of_process('decode'):
         # The collector would look at all the new lists again and again: 14 s for 62 MiB, not 2.
         was_enabled = gc.isenabled()
         gc.disable()
@@ -774,6 +782,7 @@ class _Reader:
         self.skipped = 0  # bytes of empty lines before the head
         self.seen = 0  # bytes of an unfinished head that hold nothing bad
         self.chunks: Iterator[None] | None = None  # reads the chunked body that has begun
+        self.content = bytearray()  # of its chunks so far
 
     def feed(self, data: bytes) -> None:
         if self.buffer:
@@ -838,7 +847,7 @@ class _Reader:
         try:
             next(self.chunks)
         except StopIteration as end:
-            self.buffer, self.chunks = bytes(self.buffer), None
+            self.buffer, self.chunks, self.content = bytes(self.buffer), None, bytearray()
             return end.value  # type: ignore[no-any-return]
         if self.has_ended:
             raise BadCall(_CUT_SHORT)
@@ -849,7 +858,7 @@ class _Reader:
 
         A generator: it yields if it needs more, and returns the body.
         """
-        body = bytearray()
+        body = self.content = bytearray()
         spare = self.max_head  # bytes of framing that its content does not account for
         size = -1
         while size:
@@ -1158,6 +1167,9 @@ class _TimedSocket:
             socket.socket.shutdown(self.sock, how)
 
     def close(self) -> None:
+        if self.clock.process != os.getpid():  # a fork copies a lock as held as it is
+            self.sock.close()
+            return
         with self.clock.lock:  # nobody may be shutting down the descriptor that this frees
             self.clock.entries.pop(self.key, None)
             self.sock.close()
@@ -1446,7 +1458,9 @@ class _Rules:
         if len(body) <= _LARGE:
             args, kwargs = _parse_call(path, body, wanted)
         else:
-            with _decoding_large:  # what a stranger sent is dropped before the next is decoded
+            with _lock_of_process(
+                'decode'
+            ):  # what a stranger sent is dropped before the next is decoded
                 args, kwargs = _parse_call(path, body, wanted)
         if rule.signature:
             try:
@@ -1507,15 +1521,6 @@ class _Rules:
         return 500, _PROBLEM, _problem(500, detail, exception=members)
 
 
-_locks: dict[int, Any] = {}
-
-
-def _lock_of_process() -> Any:
-    """The lock of what starts and stops: a forked child would inherit a common one locked."""
-    # Reentrant: a signal's handler may stop a service while the code that it interrupts starts one.
-    return _locks.setdefault(os.getpid(), threading.RLock())
-
-
 class _Loop:
     """The event loop that async rules share, in a thread that starts with their first call."""
 
@@ -1548,7 +1553,7 @@ class _Loop:
 
         if _would_block_rules():
             raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
-        with _lock_of_process():
+        with _lock_of_process('start and stop'):
             if self.process != os.getpid() or not self.thread or self.has_ended.is_set():
                 self.process, self.loop = os.getpid(), asyncio.new_event_loop()
                 self.has_ended = threading.Event()
@@ -1560,7 +1565,7 @@ class _Loop:
             return asyncio.run_coroutine_threadsafe(coroutine, self.loop), self.has_ended
 
     def close(self) -> None:
-        with _lock_of_process():
+        with _lock_of_process('start and stop'):
             thread, self.thread = self.thread, None
         if thread and self.process == os.getpid():
             _stop_loop(self.loop)
@@ -1814,7 +1819,8 @@ class _Connection:
         self.sock.shutdown(socket.SHUT_WR)
         self.is_answering = False
         self.sock.start(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
-        while socket.socket.recv(self.sock.sock, _PIECE):  # whatever it is, under TLS too
+        receive = functools.partial(socket.socket.recv, self.sock.sock)  # raw, under TLS too
+        while self.sock.wait_for(receive, _PIECE):
             pass
 
 
@@ -1919,7 +1925,8 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def check_room(self) -> None:
         """Refuse one more block of a request if all of them hold too much already."""
-        held = sum(len(one.reader.buffer) for one in self.connections.copy())
+        readers = [connection.reader for connection in self.connections.copy()]
+        held = sum(len(reader.buffer) + len(reader.content) for reader in readers)
         if held > max(_HELD, 2 * self.micro.max_body):
             raise Busy('too many large requests at once; try again later')
 
@@ -2112,7 +2119,7 @@ class Microservice(_Rules):
             OSError: it cannot listen there; the message says where and why.
             RuntimeError: it serves already.
         """
-        with _lock_of_process():
+        with _lock_of_process('start and stop'):
             listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
             try:
                 listener.thread.start()

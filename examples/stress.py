@@ -1,6 +1,6 @@
 """Throw what a network throws at a service and a friend, and print what held.
 
-    python3 examples/stress.py            # about two and a half minutes
+    python3 examples/stress.py            # about a minute and a half
     python3 examples/stress.py --quick    # about half a minute
 
 Each row counts what was tried and what was lost; anything lost makes the exit status 1.  The
@@ -502,7 +502,7 @@ MUCH = (
 
 def sudden_silence(quick):
     """Peers that send much at once and then nothing more are ended after one read_timeout."""
-    times = 2 if quick else 10
+    times = 2 if quick else 4
     ended = []
 
     def peer(number):
