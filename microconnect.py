@@ -387,6 +387,7 @@ def _lock_of_process(purpose: str) -> Any:
 _LISTS = (
     abc.Set, abc.Iterator, abc.ValuesView, collections.deque, collections.UserList, range
 )  # fmt: skip
+_AS_TEXT = ('decimal', 'fractions', 'uuid', 'ipaddress')  # modules whose values travel as strings
 _MOST_TEXT = 10_000  # characters of an error's text
 _MOST_ITEMS = 1 << 22  # of an iterator: more than fit in a body of 8 MiB
 
@@ -398,28 +399,30 @@ def _json_form(value: Any) -> Any:
     """
     # Only an object that lies about its class gets here as a str or int.  Friends and services
     # hold tokens: never encode them.
-    is_odd = isinstance(value, (str, int, float, list, tuple, type(None))) or _is_missing(value)
+    is_odd = isinstance(value, (str, int, float, list, tuple, type(None)))
     if is_odd or getattr(type(value), 'holds_tokens', False):
         raise _no_json_form(value)
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, abc.Mapping):
         return dict(value)
-    if isinstance(value, _LISTS) and not hasattr(value, 'fileno'):
-        return _items(value)
-    # Do not import these: if nobody did, no such value exists.
-    if type(value).__module__ in ('decimal', 'fractions', 'uuid', 'ipaddress'):
-        return str(value)
     if isinstance(value, collections.UserString):
         return value.data
+    if isinstance(value, _LISTS) and not hasattr(value, 'fileno'):
+        return _items(value)
+    if _is_missing(value):
+        raise _no_json_form(value)
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    # Do not import their modules: if nobody did, no such value exists.
+    if any(kind.__module__ in _AS_TEXT for kind in type(value).__mro__):
+        return str(value)
     return _attributes(value)
 
 
@@ -2194,8 +2197,9 @@ class Microservice(_Rules):
             listener.stop(0 if listener.stop_by else 10)
 
         before: dict[signal.Signals, Any] = {}
-        listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
-        listener.thread = threading.current_thread()
+        with _lock_of_process('start and stop'):
+            listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
+            listener.thread = threading.current_thread()
         try:
             if _in_main_thread():
                 # Signals write to `alarm`, too: one that comes just before the wait is not lost.
