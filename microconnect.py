@@ -1035,16 +1035,28 @@ def _remote_error_class(name: str) -> type[RemoteError]:
 
 _POLL = 0.2  # seconds between looks where a socket keeps its own time
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # what a forked child closes
+_wakeups: list[int] = []  # the descriptors to which `run` has signals written
 
 
 def _close_inherited() -> None:
     """Close what a fork left in this child: it belongs to the parent, so do not shut it down."""
+    _accepting.release()
     for sock in list(_sockets):
         sock.close()
+    if _wakeups:  # signals would be written to whatever has that number next
+        import signal
+
+        signal.set_wakeup_fd(-1)
 
 
+# Held while a connection is accepted, so that no fork falls before it is in `_sockets`.
+_accepting = threading.RLock()
 if hasattr(os, 'register_at_fork'):  # Windows has no forks
-    os.register_at_fork(after_in_child=_close_inherited)
+    os.register_at_fork(
+        before=_accepting.acquire,
+        after_in_parent=_accepting.release,
+        after_in_child=_close_inherited,
+    )
 
 
 class _Clock:
@@ -1558,13 +1570,17 @@ class _Loop:
             raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
         with _lock_of_process('start and stop'):
             if self.process != os.getpid() or not self.thread or self.has_ended.is_set():
-                self.process, self.loop = os.getpid(), asyncio.new_event_loop()
-                self.has_ended = threading.Event()
-                how = (self.loop, self.has_ended)
-                self.thread = threading.Thread(target=_run_loop, args=how, daemon=True)
+                loop, has_ended = asyncio.new_event_loop(), threading.Event()
+                thread = threading.Thread(target=_run_loop, args=(loop, has_ended), daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system has no more threads
+                    loop.close()
+                    raise
+                self.process, self.loop, self.has_ended = os.getpid(), loop, has_ended
+                self.thread = thread
                 # A service may be left behind, never stopped.
-                weakref.finalize(self, _stop_loop, self.loop).atexit = False
-                self.thread.start()
+                weakref.finalize(self, _stop_loop, loop).atexit = False
             return asyncio.run_coroutine_threadsafe(coroutine, self.loop), self.has_ended
 
     def close(self) -> None:
@@ -1713,15 +1729,17 @@ class _Connection:
             pass  # the peer is gone, or was too slow to take its reply
 
     def _begin_tls(self, context: Any) -> None:
-        with self.listener.tls_lock:
+        with _lock_of_process('wrap'):
             # OpenSSL 3 would let nothing be sent after the receiving half is shut down.  The
             # option is needed while wrapping only: the context is the caller's.
             options = context.options
             context.options |= _UNEXPECTED_EOF
-            sock = context.wrap_socket(
-                self.sock.sock, server_side=True, do_handshake_on_connect=False
-            )
-            context.options = options
+            try:
+                sock = context.wrap_socket(
+                    self.sock.sock, server_side=True, do_handshake_on_connect=False
+                )
+            finally:
+                context.options = options
         self.sock = _TimedSocket(sock, self.sock.clock)
         self.sock.start(time.monotonic() + self.micro.read_timeout)
         try:
@@ -1734,7 +1752,8 @@ class _Connection:
             self.sock.stop()
             self._linger()  # or a reset takes the alert along
             raise
-        self.sock.stop()
+        if not self.sock.stop():  # what was received is still there, but no reply could be sent
+            raise OSError('the TLS handshake was ended')
 
     def _read(self, take: Callable[..., Any], *args: Any, waiting: float = 0) -> Any:
         """Read until *take* gives something.
@@ -1848,7 +1867,6 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.micro = micro
         self.clock = _clock_of_process()
         self.ssl_context: Any = ssl_context
-        self.tls_lock = threading.Lock()
         self.reuse_port = reuse_port
         self.connections: set[_Connection] = set()
         self.stop_by: float | None = None
@@ -1859,7 +1877,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.waking, self.alarm = socket.socketpair()
         self.alarm.setblocking(False)
         _sockets.update((self.socket, self.waking, self.alarm))
-        self.thread = threading.Thread(target=self.serve, name='microconnect', daemon=True)
+        self.thread = threading.Thread(target=self.serve_in_thread, name='microconnect')
+        self.thread.daemon = True
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
@@ -1885,34 +1904,38 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def close(self) -> None:
         """Release the port and whatever else is held, but for the connections."""
+        self.micro._debug_of_start = None
         self.server_close()
         self.waking.close()
         self.alarm.close()
         self.has_ended = True
 
+    def serve_in_thread(self) -> None:
+        try:
+            self.serve()
+        finally:
+            self.close()
+
     def serve(self) -> None:
         """Serve until `stop`, and until the calls in flight have ended."""
-        try:
-            while self.stop_by is None:
-                self._accept(None)
-            for connection in self.connections.copy():
-                if not connection.is_answering:
-                    connection.sock.end(connection.sock.key)
-            while self.connections and self.stop_by > time.monotonic():
-                self._accept(self.stop_by - time.monotonic())
-            for _ in range(self.request_queue_size):  # those who came last get an answer too
-                if not self._accept(0):
-                    break
-            self.server_close()
-            last = time.monotonic() + _LAST_WORDS
-            while self.connections and last > time.monotonic():
-                time.sleep(0.001)
-            for connection in self.connections.copy():
-                connection.sock.end(connection.sock.key, cut=True)
-            self.micro._loop.close()
-        finally:
-            self.micro._debug_of_start = None
-            self.close()
+        while self.stop_by is None:
+            self._accept(None)
+        waits = [(one, one.sock, one.sock.key) for one in self.connections.copy()]
+        for connection, sock, key in waits:  # the key first, as in _make_room
+            if not connection.is_answering:
+                sock.end(key)
+        while self._is_answering() and self.stop_by > time.monotonic():
+            self._accept(self.stop_by - time.monotonic())
+        for _ in range(self.request_queue_size):  # those who came last get an answer too
+            if not self._accept(0):
+                break
+        self.server_close()
+        last = time.monotonic() + _LAST_WORDS
+        while self.connections and last > time.monotonic():
+            time.sleep(0.001)
+        for connection in self.connections.copy():
+            connection.sock.end(connection.sock.key, cut=True)
+        self.micro._loop.close()
 
     def _accept(self, seconds: float | None) -> bool:
         """Take a connection, if one comes in time and `wake` is not called; say whether."""
@@ -1933,22 +1956,27 @@ class _Listener(http.server.ThreadingHTTPServer):
         if held > max(_HELD, 2 * self.micro.max_body):
             raise Busy('too many large requests at once; try again later')
 
+    def _is_answering(self) -> bool:
+        return any(connection.is_answering for connection in self.connections.copy())
+
     def _make_room(self) -> bool:
         """Close the connection that has been idle for longest; False where none is idle."""
-        idle = [connection for connection in self.connections.copy() if connection.is_idle]
-        idle.sort(key=lambda connection: connection.sock.key)
-        return any(connection.sock.end(connection.sock.key) for connection in idle)
+        # A later wait has a larger key.  Look at the key first: if the connection is idle after
+        # that, the key is that of an idle wait, or of one that has ended.
+        waits = sorted((one.sock.key, id(one), one.sock, one) for one in self.connections.copy())
+        return any(one.is_idle and sock.end(key) for key, _, sock, one in waits)
 
     def get_request(self) -> Any:
         try:
-            sock, address = super().get_request()
+            with _accepting:
+                sock, address = super().get_request()
+                return _Connection(self, sock), address
         except BlockingIOError:
             raise
         except OSError:  # mostly: no descriptor is left
             self._make_room()
             time.sleep(0.01)
             raise
-        return _Connection(self, sock), address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Make room for a newcomer, or tell it that there is none, without waiting for it."""
@@ -1965,6 +1993,7 @@ class _Listener(http.server.ThreadingHTTPServer):
             if self.ssl_context is None:
                 refusal = Busy('every connection is busy; try again later')
                 request._send(*_refusal('', refusal), keep=False)
+            sock.setblocking(False)
             sock.recv(_BLOCK)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -2056,7 +2085,7 @@ class Microservice(_Rules):
     def _serving(self) -> _Listener | None:
         """The listener, if it has not ended; one that a fork left behind here is released."""
         listener = self._listener
-        if listener and listener.clock is not _clock_of_process():
+        if listener and listener.clock.process != os.getpid():
             listener.close()
         return None if listener is None or listener.has_ended else listener
 
@@ -2197,13 +2226,15 @@ class Microservice(_Rules):
             listener.stop(0 if listener.stop_by else 10)
 
         before: dict[signal.Signals, Any] = {}
+        wakeup: int | None = None
         with _lock_of_process('start and stop'):
             listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
             listener.thread = threading.current_thread()
         try:
             if _in_main_thread():
                 # Signals write to `alarm`, too: one that comes just before the wait is not lost.
-                wakeup = signal.set_wakeup_fd(listener.alarm.fileno(), warn_on_full_buffer=False)
+                _wakeups.append(listener.alarm.fileno())
+                wakeup = signal.set_wakeup_fd(_wakeups[-1], warn_on_full_buffer=False)
                 for number in (signal.SIGINT, signal.SIGTERM):
                     if signal.getsignal(number) is not signal.SIG_IGN:
                         before[number] = signal.signal(number, stop)
@@ -2213,10 +2244,11 @@ class Microservice(_Rules):
                 print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
             listener.serve()
         finally:
-            if _in_main_thread():
-                signal.set_wakeup_fd(wakeup)
             for number in before:
-                signal.signal(number, before[number])
+                signal.signal(number, before[number] or signal.SIG_DFL)
+            if wakeup is not None:
+                signal.set_wakeup_fd(wakeup)
+                _wakeups.pop()
             listener.close()
 
     def __enter__(self) -> Microservice:
@@ -2291,8 +2323,9 @@ class _Link:
             if reader.has_ended and not sock.stop():
                 raise OSError('late')  # the clock ended the body, not the peer
         except (OSError, MicroconnectError) as error:
-            if not unsent:
-                is_late = not sock.stop()
+            if not sock.stop() and not is_late:
+                # The connection is still open: perhaps it was not the connection that failed.
+                is_late, unsent = True, None
             is_alert = reader.buffer[:2] == b'\x15\x03' or 'ALERT' in getattr(error, 'reason', '')
             if is_alert and not self.retire_at:
                 # TLS 1.3 reports a refused client certificate after the client's handshake.
@@ -2420,20 +2453,33 @@ class _Address:
                 connection.set_tunnel(self.host, self.port, dict(self.proxy.headers))
         else:
             connection = http.client.HTTPConnection(host, port)
+        clock = _clock_of_process()
+        dialed: list[_TimedSocket] = []
+
+        def dial(where: tuple[str, int], *_: Any) -> socket.socket:
+            sock = _dial(where[0], where[1], deadline)
+            dialed.append(_TimedSocket(sock, clock))
+            dialed[0].start(deadline)  # a proxy may answer byte by byte
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            return sock
+
         # A private name: by itself http.client gives each address of a name the whole time.
-        connection._create_connection = lambda where, *_: _dial(where[0], where[1], deadline)
+        connection._create_connection = dial
         try:
             connection.connect()
             return _Link(connection.sock, self.max_body)
         except (OSError, UnicodeError, http.client.HTTPException) as error:
             connection.close()
             is_tls = getattr(error, 'library', None) == 'SSL'
-            why = getattr(error, 'strerror', None) or error
-            why = 'no answer in time' if isinstance(error, socket.timeout) else why
-            ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
-            raise Unreachable(
-                f'cannot connect to {self.via or self.netloc}: {why}; {ask}?'
-            ) from None
+            why = str(getattr(error, 'strerror', None) or error)
+            is_late = isinstance(error, socket.timeout) or not all(one.stop() for one in dialed)
+            why = 'no answer in time' if is_late else why
+        finally:
+            for one in dialed:
+                one.stop()
+        # After the except clause: the context of the error would keep the socket open.
+        ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
+        raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}?')
 
 
 def _dial(host: str, port: int, deadline: float) -> socket.socket:
@@ -2444,9 +2490,7 @@ def _dial(host: str, port: int, deadline: float) -> socket.socket:
         left = (deadline - time.monotonic()) / (len(found) - tried)
         zone = f'%{scope[1]}' if scope and scope[1] else ''  # of a link-local IPv6 address
         try:
-            sock = socket.create_connection((f'{address}{zone}', port), max(left, 0.001))
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))  # for a tunnel, and for TLS
-            return sock
+            return socket.create_connection((f'{address}{zone}', port), max(left, 0.001))
         except OSError as error:
             failure = error
     raise failure
