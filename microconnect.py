@@ -1062,8 +1062,8 @@ if hasattr(os, 'register_at_fork'):  # Windows has no forks
 class _Clock:
     """Ends what is late: a daemon thread that sleeps until the earliest deadline.
 
-    Each wait is an entry of its own.  Whoever pops the entry decides how the wait ended: the
-    thread that waited, this one, or a listener that makes room or stops.
+    Each wait is an entry of its own, and is ended by whoever pops the entry: the thread that
+    waited, the clock, or a listener that makes room or is stopped.
     """
 
     def __init__(self) -> None:
@@ -1089,13 +1089,13 @@ class _Clock:
                 except RuntimeError:  # the system has no more threads
                     return False
                 self.thread = thread
-        with contextlib.suppress(RuntimeError):  # it is awake already
+        with contextlib.suppress(RuntimeError):  # a wake-up is pending already
             self.alarm.release()
         return True
 
     def _run(self) -> None:
         while True:
-            self.wakes_at = math.inf  # before the look: a deadline set meanwhile wakes it again
+            self.wakes_at = math.inf  # first, so that a deadline set meanwhile wakes it again
             self.wakes_at = self._end_late()
             left = self.wakes_at - time.monotonic()
             self.alarm.acquire(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
@@ -1132,37 +1132,38 @@ _OPTIONS = (  # a flow that a router has dropped is seen within minutes, not nev
 
 
 class _TimedSocket:
-    """A socket whose waits the clock bounds: `start` before them, `stop` after."""
+    """A socket whose waits the clock bounds: `begin` before one, `finish` after it."""
 
     def __init__(self, sock: Any, clock: _Clock) -> None:
         self.sock = sock
         self.clock = clock
         self.key = 0  # of the present or last wait
         self.how = socket.SHUT_RDWR  # how it is ended
-        self.keeps_time = False  # by the socket's own timeout, where the clock cannot
+        self.uses_own_timeout = False  # where there can be no clock
         self.recv: Callable[[int], bytes] = sock.recv
         self.sendall: Callable[[Any], Any] = sock.sendall
         sock.settimeout(None)  # whatever socket.setdefaulttimeout says
-        for level, name, value in _OPTIONS:
-            if hasattr(socket, name):
-                sock.setsockopt(level, getattr(socket, name), value)
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            for level, name, value in _OPTIONS:
+                if hasattr(socket, name):
+                    sock.setsockopt(level, getattr(socket, name), value)
         _sockets.add(sock)
 
-    def start(self, deadline: float, how: int = socket.SHUT_RDWR) -> None:
+    def begin(self, deadline: float, how: int = socket.SHUT_RDWR) -> None:
         clock = self.clock
         self.how = how
         self.key = key = next(clock.keys)
         clock.entries[key] = (deadline, self)
-        if deadline < clock.wakes_at and not self.keeps_time and not clock.wake():
-            self.keeps_time = True
+        if deadline < clock.wakes_at and not self.uses_own_timeout and not clock.wake():
+            self.uses_own_timeout = True
             self.recv = functools.partial(self.wait_for, self.sock.recv)
             self.sendall = self._send_pieces
 
-    def stop(self) -> bool:
-        """End the wait; False if it was ended before: it was late, or its socket was wanted."""
+    def finish(self) -> bool:
+        """End the wait; False if another thread ended it first, because it was late for one."""
         if self.clock.entries.pop(self.key, None) is not None:
             return True
-        with self.clock.lock:  # who ended it is done with the socket
+        with self.clock.lock:  # wait until whoever ended it has finished with the socket
             return False
 
     def end(self, key: int, cut: bool = False) -> bool:
@@ -1172,7 +1173,7 @@ class _TimedSocket:
         """
         with self.clock.lock:
             is_waiting = self.clock.entries.pop(key, None) is not None
-            if cut or (is_waiting and not self.keeps_time):
+            if cut or (is_waiting and not self.uses_own_timeout):
                 self.shutdown(socket.SHUT_RDWR if cut else self.how)
         return is_waiting
 
@@ -1190,8 +1191,8 @@ class _TimedSocket:
             self.sock.close()
 
     def wait_for(self, operation: Callable[..., Any], *args: Any) -> Any:
-        """Call what may wait on the socket, and by its own timeout if the clock cannot end that."""
-        while self.keeps_time:
+        """Call what may wait on the socket; without a clock, look now and then whether it ended."""
+        while self.uses_own_timeout:
             entry = self.clock.entries.get(self.key)
             left = entry[0] - time.monotonic() if entry else 0
             if left <= 0:
@@ -1689,9 +1690,9 @@ _UNEXPECTED_EOF = 0x80  # ssl.OP_IGNORE_UNEXPECTED_EOF, which Python names from 
 class _Connection:
     """A connection to the listener, served in its own thread.
 
-    Each wait has a deadline.  A wait for a request that ends early (too slow, the oldest idle one
-    makes room, the service stops) shuts down the receiving half only: the peer is told 408, and
-    knows that no request of its was run.
+    Each wait has a deadline.  If a wait for a request is ended early (it was too slow, a newcomer
+    needed room, the service stops), only the receiving half is shut down.  So the peer can be told
+    408, and knows that its request was not run.
     """
 
     def __init__(self, listener: _Listener, sock: socket.socket) -> None:
@@ -1741,7 +1742,7 @@ class _Connection:
             finally:
                 context.options = options
         self.sock = _TimedSocket(sock, self.sock.clock)
-        self.sock.start(time.monotonic() + self.micro.read_timeout)
+        self.sock.begin(time.monotonic() + self.micro.read_timeout)
         try:
             if not self.listener.stop_by:
                 self.sock.wait_for(sock.do_handshake)  # apart, so that the clock sees a silent peer
@@ -1749,10 +1750,10 @@ class _Connection:
             _log('debug', 'a TLS handshake failed: %s', error)
             if getattr(error, 'reason', '') == 'HTTP_REQUEST':  # OpenSSL says nothing then
                 socket.socket.send(self.sock.sock, _TLS_ALERT)
-            self.sock.stop()
+            self.sock.finish()
             self._linger()  # or a reset takes the alert along
             raise
-        if not self.sock.stop():  # what was received is still there, but no reply could be sent
+        if not self.sock.finish():  # what was received is still there, but no reply could be sent
             raise OSError('the TLS handshake was ended')
 
     def _read(self, take: Callable[..., Any], *args: Any, waiting: float = 0) -> Any:
@@ -1772,16 +1773,16 @@ class _Connection:
             elif count >= _BLOCK:
                 deadline, count = time.monotonic() + self.micro.read_timeout, 0
                 self.listener.check_room()
-            sock.start(deadline, socket.SHUT_RD)
-            if self.listener.stop_by:  # it may have ended such waits just before this one
+            sock.begin(deadline, socket.SHUT_RD)
+            if self.listener.stop_by:  # it ended the waits that it saw, perhaps not this one
                 sock.end(sock.key)
             try:
                 data = sock.recv(_FIRST_READ if is_idle else _PIECE)
             except OSError:
                 data = b''
             self.is_idle = False
-            if not sock.stop():
-                # The 408 tells a client whose request crosses it that the request did not run.
+            if not sock.finish():
+                # If a request is on its way just now, the 408 tells its sender that it did not run.
                 why = 'the connection was idle, or the service stops; send again'
                 raise Busy(why if is_idle else 'the request came too slowly', status=408)
             if is_idle and not data:
@@ -1797,9 +1798,9 @@ class _Connection:
         if request.count > micro.max_headers:
             raise TooLarge(f'there are over {micro.max_headers} header lines', status=431)
         if request.expects and request.length <= micro.max_body and not reader.buffer:
-            self.sock.start(time.monotonic() + micro.read_timeout)
+            self.sock.begin(time.monotonic() + micro.read_timeout)
             self.sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-            self.sock.stop()
+            self.sock.finish()
         body = reader.body(request.length, micro.max_body) if request.length else b''
         if body is None:
             body = self._read(reader.body, request.length, micro.max_body)
@@ -1825,9 +1826,9 @@ class _Connection:
             view = memoryview(body)
             pieces = [head, *(view[start : start + _BLOCK] for start in blocks)]
         for piece in pieces:
-            self.sock.start(time.monotonic() + self.micro.read_timeout)
+            self.sock.begin(time.monotonic() + self.micro.read_timeout)
             self.sock.sendall(piece)
-            if not self.sock.stop():
+            if not self.sock.finish():
                 raise OSError('the peer was too slow to take its reply')
 
     def _refuse(self, error: MicroconnectError) -> None:
@@ -1840,7 +1841,7 @@ class _Connection:
         """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
         self.sock.shutdown(socket.SHUT_WR)
         self.is_answering = False
-        self.sock.start(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
+        self.sock.begin(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
         receive = functools.partial(socket.socket.recv, self.sock.sock)  # raw, under TLS too
         while self.sock.wait_for(receive, _PIECE):
             pass
@@ -1960,7 +1961,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         return any(connection.is_answering for connection in self.connections.copy())
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest; False where none is idle."""
+        """Close the connection that is idle the longest; False if none is idle."""
         # A later wait has a larger key.  Look at the key first: if the connection is idle after
         # that, the key is that of an idle wait, or of one that has ended.
         waits = sorted((one.sock.key, id(one), one.sock, one) for one in self.connections.copy())
@@ -2300,14 +2301,14 @@ class _Link:
         sock, reader = self.sock, self.reader
         unsent: OSError | None = None
         is_late = False
-        sock.start(deadline)
+        sock.begin(deadline)
         try:
             try:
                 sock.sendall(message)
             except _NOT_SENT as error:
                 # A service that refuses what it has not read answers, and closes.
-                unsent, is_late = error, not sock.stop()
-                sock.start(min(deadline, time.monotonic() + 1))
+                unsent, is_late = error, not sock.finish()
+                sock.begin(min(deadline, time.monotonic() + 1))
             reader.feed(sock.recv(_FIRST_READ))
             if not reader.buffer:
                 raise OSError('the connection ended before a reply')
@@ -2320,10 +2321,10 @@ class _Link:
             while body is None:
                 reader.feed(sock.recv(_PIECE))
                 body = reader.body(reply.length, self.max_body)
-            if reader.has_ended and not sock.stop():
+            if reader.has_ended and not sock.finish():
                 raise OSError('late')  # the clock ended the body, not the peer
         except (OSError, MicroconnectError) as error:
-            if not sock.stop() and not is_late:
+            if not sock.finish() and not is_late:
                 # The connection is still open: perhaps it was not the connection that failed.
                 is_late, unsent = True, None
             is_alert = reader.buffer[:2] == b'\x15\x03' or 'ALERT' in getattr(error, 'reason', '')
@@ -2333,7 +2334,7 @@ class _Link:
                 raise Unreachable(f'the service refused the TLS handshake: {why}?') from None
             raise _call_failure(error, unsent, is_late) from None
         # Bytes after the reply are not the next call's reply: do not reuse the connection.
-        is_kept = sock.stop() and reply.keep_alive and not reader.buffer and not self.pending()
+        is_kept = sock.finish() and reply.keep_alive and not reader.buffer and not self.pending()
         self.retire_at = time.monotonic() + reply.keep_alive if is_kept else 0.0
         return reply, body
 
@@ -2433,7 +2434,7 @@ class _Address:
                 return reply, data
 
     def _prune(self) -> None:
-        """Close the link that has been idle for longest, if it is past its time."""
+        """Close the link that is idle the longest, if it is past its time."""
         with contextlib.suppress(IndexError):  # another thread took it meanwhile
             if self.links[0].retire_at < time.monotonic():
                 self.links.popleft().sock.close()
@@ -2459,7 +2460,7 @@ class _Address:
         def dial(where: tuple[str, int], *_: Any) -> socket.socket:
             sock = _dial(where[0], where[1], deadline)
             dialed.append(_TimedSocket(sock, clock))
-            dialed[0].start(deadline)  # a proxy may answer byte by byte
+            dialed[0].begin(deadline)  # a proxy may answer byte by byte
             sock.settimeout(max(deadline - time.monotonic(), 0.001))
             return sock
 
@@ -2472,11 +2473,11 @@ class _Address:
             connection.close()
             is_tls = getattr(error, 'library', None) == 'SSL'
             why = str(getattr(error, 'strerror', None) or error)
-            is_late = isinstance(error, socket.timeout) or not all(one.stop() for one in dialed)
+            is_late = isinstance(error, socket.timeout) or not all(one.finish() for one in dialed)
             why = 'no answer in time' if is_late else why
         finally:
             for one in dialed:
-                one.stop()
+                one.finish()
         # After the except clause: the context of the error would keep the socket open.
         ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
         raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}?')
