@@ -644,7 +644,10 @@ def running(*command, folder=None):
     environ = dict(os.environ, PYTHONPATH=MODULE, **({'HOME': str(folder)} if folder else {}))
     pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
     command = [sys.executable, *command]
-    with subprocess.Popen(command, cwd=folder, env=environ, **pipes) as process:
+    # If a shell has started the tests in its background, they ignore SIGINT, as a child would.
+    with handling(signal.SIGINT, signal.default_int_handler):
+        process = subprocess.Popen(command, cwd=folder, env=environ, **pipes)
+    with process:
         timer = threading.Timer(3 * TIMEOUT, process.kill)  # readline has no timeout
         timer.start()
         try:
@@ -4950,6 +4953,7 @@ class TestSeveralAddresses:
                 given = []
                 while len(caplog.messages) < 3:
                     given.append(friend.send('/echo', 'service'))
+                    friend.close()  # the peer closes, too, and the next call must not meet that
                     clock.shift(0.21)
         assert 'peer' in given
         rests = [re.findall('rests for ([0-9.]+) s', message)[0] for message in caplog.messages]
