@@ -188,6 +188,42 @@ def proxy_of(friend):
     return friend._addresses[0].proxy
 
 
+@pytest.fixture(params=['by the clock', 'by the sockets'])
+def each_way(request, monkeypatch):
+    """Time is kept by the clock's thread, and, as if there could be none, by each socket."""
+    if request.param == 'by the sockets':
+        clock = microconnect._Clock()
+        clock.wake = lambda: False
+        monkeypatch.setattr(microconnect, '_clock', clock)
+
+
+def wait_of(one):
+    """The key of the present or last wait of a connection or link."""
+    return one.sock.key
+
+
+def end_wait(one, key):
+    """End the wait *key* as the clock does; False if it is over."""
+    return one.sock.end(key)
+
+
+def new_clock(monkeypatch, meanwhile):
+    """A new clock, which calls *meanwhile* as it has ended something late; gives its waits."""
+    clock = microconnect._Clock()
+    look = clock._end_late
+
+    def end_late():
+        before = len(clock.entries)
+        earliest = look()
+        if len(clock.entries) < before:
+            meanwhile()
+        return earliest
+
+    clock._end_late = end_late
+    monkeypatch.setattr(microconnect, '_clock', clock)
+    return clock.entries
+
+
 def linger_briefly(monkeypatch):
     """Let a closing service wait only 50 ms for its peer to close, too."""
     monkeypatch.setattr(microconnect, '_LINGER', 0.05)
@@ -657,6 +693,19 @@ def running(*command, folder=None):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2)
             process.kill()
+
+
+def woken(process, seconds):
+    """How many times the threads of *process* go to sleep anew within *seconds*."""
+
+    def sleeps():
+        statuses = Path(f'/proc/{process.pid}/task').glob('*/status')
+        texts = '\n'.join(status.read_text() for status in statuses)
+        return sum(map(int, re.findall(r'\nvoluntary_ctxt_switches:\s+([0-9]+)', texts)))
+
+    before = sleeps()
+    threading.Event().wait(seconds)
+    return sleeps() - before
 
 
 def outcome(process):
@@ -2452,6 +2501,31 @@ class TestOriginal:
 TOO_SLOW = [b'', HEAD, request()[:-1], CHUNKED_HEAD + b'5\r\n', HEAD + b'Drip: ']
 
 
+class TestClock:
+    """The thread that ends what is late."""
+
+    def test_a_wait_that_begins_while_it_looks(self, monkeypatch):
+        """A call that begins just as another is ended is ended in its time, too."""
+        calls = []
+
+        def send():
+            with Friend('app1', address, timeout=0.05) as friend, pytest.raises(CallTimeout):
+                friend.send('/echo')
+
+        def begin():
+            if not calls:
+                calls.append(pool.submit(send))
+                until(lambda: waits)
+
+        waits = new_clock(monkeypatch, begin)
+        with peer(drip(b'', b'')) as address, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with soon():
+                send()
+                until(lambda: calls)
+                calls[0].result(TIMEOUT)
+
+
+@pytest.mark.usefixtures('each_way')
 class TestTimeOfTheService:
     """How long a service waits for its clients."""
 
@@ -2483,6 +2557,42 @@ class TestTimeOfTheService:
                 for sock, data in zip(socks, sent):
                     stack.enter_context(sock).sendall(data)
                 assert [statuses(receive(sock)) for sock in socks] == [[200, 408]] + [[408]] * 3
+
+    def test_silent_before_tls(self, tls_server):
+        """A client that begins no TLS, or only begins it, is cut off."""
+        service = make(read_timeout=0.1)
+        with service.start(port=0, host='127.0.0.1', ssl_context=tls_server), soon():
+            assert raw(service, b'', end=False) == raw(service, b'\x16\x03', end=False) == b''
+            until(lambda: not connections_of(service))
+
+    def test_silent_after_much(self):
+        """A client that stops has read_timeout for its silence, however much it sent before."""
+        head = HEAD + b'Content-Length: 9000000\r\n\r\n'
+        with serving(read_timeout=0.2) as service:
+            start = time.monotonic()
+            assert statuses(raw(service, head + b'x' * 5000000, end=False)) == [408]
+            assert time.monotonic() - start < 2  # each 256 KiB of it may take as long
+
+    def test_long_call(self, monkeypatch):
+        """A function may take far longer than its peer: it is answered, and the next one, too."""
+        linger_briefly(monkeypatch)
+        service = service_of(lambda: threading.Event().wait(0.4), read_timeout=0.05)
+        with calling(service) as (_, friend):
+            assert [friend.send('/f'), friend.send('/f')] == [False, False]
+
+    def test_end_of_an_old_wait(self):
+        """What would end a wait that is over ends neither a later one nor the connection."""
+        with calling(holding(counting(make()))) as (service, friend):
+            assert friend.send('/count') == 1
+            (link,), (connection,) = links_of(friend), connections_of(service)
+            until(lambda: connection.is_idle)
+            keys = wait_of(link), wait_of(connection)
+            with background(friend.send, '/hold') as call:
+                assert service.held.acquire(timeout=TIMEOUT)
+                assert not end_wait(link, keys[0]) and not end_wait(connection, keys[1])
+                service.release.set()
+                assert call.result(TIMEOUT) == 'held'
+            assert friend.send('/count') == 2
 
     def test_large_body_has_time(self):
         """A body that keeps coming is read, however long it takes in all."""
@@ -2547,6 +2657,7 @@ class TestTimeOfTheService:
                 socket.setdefaulttimeout(before)
 
 
+@pytest.mark.usefixtures('each_way')
 class TestTimeOfACall:
     """The timeout of a call is for all of it."""
 
@@ -2559,8 +2670,15 @@ class TestTimeOfACall:
 
     @pytest.mark.parametrize(
         'start, more',
-        [(b'', b''), (b'', b'\r\n'), (OK + b'X: ', b'x'), (OK_JSON + b'\r\n', b'[')],
-        ids=['silent', 'empty lines', 'head', 'body'],
+        [
+            (b'', b''),
+            (b'', b'\r\n'),
+            (OK + b'X: ', b'x'),
+            (OK_JSON + b'\r\n', b'['),
+            (OK_JSON + b'\r\n["x"]', b''),  # as if whole: its end is that of the connection
+            (OK_JSON + b'\r\n["x"]', b' '),
+        ],
+        ids=['silent', 'empty lines', 'head', 'body', 'body without end', 'spaces after the body'],
     )
     def test_slow_reply(self, start, more):
         """A peer that never answers, or drips, makes a CallTimeout; the call may have run."""
@@ -2877,6 +2995,33 @@ class TestTokens:
             sys.settrace(before)
         assert set(got) == {401}
 
+    @pytest.mark.parametrize('replaced_by', [None, {}, {'/echo': 'new'}, {'/f': 'new'}, 'new'])
+    def test_replaced_while_a_rule_is_added(self, replaced_by):
+        """A rule added with a token is never open, whenever another thread replaces `token`."""
+
+        def add(line):
+            service, lines, got = make(token={'/f': 'old'}), itertools.count(), []
+
+            def look(*_):
+                if next(lines) == line:
+                    service.token = replaced_by
+                got.append(ask(service, b'{"args":[1]}', '/f')[0])
+                return look
+
+            before = sys.gettrace()
+            sys.settrace(look)  # at every line, that is
+            try:
+                service.typing('/f', token=SECRET)(fits)
+            finally:
+                sys.settrace(before)
+            assert set(got) == {404, 401} and ask(service, path='/f')[0] == 401
+            return next(lines) > line  # there was such a line
+
+        lines = itertools.count()
+        while add(next(lines)):
+            pass
+        assert next(lines) > 10
+
     def test_no_copy(self):
         """Tokens can be read like a dict, but have no `copy`, which would lose the checks."""
         service = make(token={'/echo': SECRET})
@@ -3156,6 +3301,16 @@ class TestAnswer:
             friend_of(call).send('/f')
         assert type(caught.value) is RemoteError
         assert (caught.value.sent, caught.value.rule) == (True, '/f')
+
+    def test_an_error_of_a_service_further_on(self):
+        """What a service raised is told as it was by those that called it, and no longer."""
+        call = functools.partial(Friend('app1', make()).send, '/fail', 'KeyError', 'x')
+        for _ in range(3):
+            call = functools.partial(friend_of(lambda call=call: call()).send, '/f')
+            with pytest.raises(KeyError) as caught:
+                call()
+            assert (caught.value.type, caught.value.message) == ('KeyError', "'x'")
+            assert str(caught.value) == "/f at app1 (in process): KeyError: 'x'"
 
     @pytest.mark.parametrize('debug', [None, False, True])
     def test_traceback_in_debug_only(self, debug):
@@ -3707,6 +3862,7 @@ class TestListener:
         assert statuses(got) == ([200, 200] if kept else [200])
         assert (b'\r\nKeep-Alive: timeout=60\r\n' in got) is kept
         assert (b'\r\nConnection: close\r\n' in got) is not kept
+        assert len(service.ran) == 1 + kept
         assert got.endswith(b'\r\nContent-Length: 5\r\n\r\n["x"]')
 
     def test_pipelining(self, service):
@@ -3803,6 +3959,7 @@ class TestListener:
         for _ in range(10):
             assert raw(service, asked).endswith(b'["x"]')
 
+    @pytest.mark.usefixtures('each_way')
     def test_longest_idle_makes_room(self):
         """At max_connections, the longest-idle connection is closed for a new one."""
         with serving(max_connections=2) as service, contextlib.ExitStack() as stack:
@@ -4258,6 +4415,19 @@ class TestStart:
         with service.start(port, '127.0.0.1'), friend:
             assert friend.send('/count') == 1
 
+    @pytest.mark.parametrize('of_class', [None, False, True])
+    def test_debug(self, of_class):
+        """debug of start is in place of that of the class, until the service stops."""
+        service = make(debug=of_class)
+
+        def has_traceback():
+            return 'traceback' in ask(service, b'{"args":["KeyError"]}', '/fail')[2]['exception']
+
+        for of_start in (True, None, False, None):
+            with service.start(port=0, host='127.0.0.1', debug=of_start):
+                assert has_traceback() is bool(of_class if of_start is None else of_start)
+            assert has_traceback() is bool(of_class)
+
     @pytest.mark.parametrize('reuse_port', [False, True])
     def test_port_in_use(self, service, reuse_port):
         """A port that is taken is an OSError that names it and says what to do."""
@@ -4451,6 +4621,30 @@ class TestStop:
                 service.release.set()
         until_released(before)
 
+    @pytest.mark.parametrize('sent', [request(), request()[:-1], b''], ids=['all', 'half', 'none'])
+    def test_answers_those_who_came_last(self, sent, monkeypatch):
+        """Who connected before stop, and was not accepted by then, is told that nothing ran."""
+        accept, held, go_on = socket.socket.accept, threading.Event(), threading.Event()
+
+        def slowly(listener):
+            held.set()
+            assert go_on.wait(TIMEOUT)
+            return accept(listener)
+
+        with serving() as service, contextlib.ExitStack() as stack:
+            monkeypatch.setattr(socket.socket, 'accept', slowly)
+            socks = [stack.enter_context(connect(service)) for _ in range(20)]
+            for sock in socks:
+                sock.sendall(sent)
+            assert held.wait(TIMEOUT)
+            stopping = stack.enter_context(background(service.stop))
+            until(lambda: is_stopping(service))
+            go_on.set()
+            got = [statuses(receive(sock)) for sock in socks]
+            stopping.result(TIMEOUT)
+        assert all(told in ([408], [503]) for told in got), got
+        assert service.ran == []
+
     def test_under_newcomers(self):
         """stop ends though new connections come all the time."""
         with serving() as service:
@@ -4468,6 +4662,7 @@ class TestStop:
                 with soon():
                     service.stop()
 
+    @pytest.mark.usefixtures('each_way')
     def test_releases_everything(self):
         """After stop no thread and no descriptor is left, with clients still connected."""
         before = resources()
@@ -4476,6 +4671,8 @@ class TestStop:
                 friend = stack.enter_context(Friend('app1', service.address))
                 assert friend.send('/echo', 1) == 1
                 socks = [stack.enter_context(connect(service)) for _ in range(10)]
+                for sock in socks[::2]:
+                    sock.sendall(request()[:-1])
                 assert statuses(raw(service, request())) == [200]
             assert [receive(sock).count(b'HTTP/1.1 408 ') for sock in socks] == [1] * 10
             stack.close()
@@ -4509,6 +4706,17 @@ except RuntimeError:
 """
 
 
+IDLE_PAIR = """
+from microconnect import Friend, Microservice
+Other, Micro = Microservice('app2'), Microservice('app1', port=0, host='127.0.0.1')
+Other.typing('/f')(lambda: 7)
+Micro.typing('/f')(lambda: 7)
+friend = Friend('app2', Other.start(0, '127.0.0.1').address)
+Micro.typing('/ask')(lambda: friend.send('/f'))
+Micro.run()
+"""
+
+
 class TestRun:
     def test_announcement(self, capsys):
         """run prints where it listens, and what address to give to a friend here."""
@@ -4537,6 +4745,15 @@ class TestRun:
         monkeypatch.setattr(builtins, 'print', stop_and_show)
         assert service.run(port=0, host='127.0.0.1') is None
         assert 'listening on 127.0.0.1:' in capsys.readouterr().out
+
+    @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts what a process does')
+    def test_idle(self):
+        """While nobody calls, run, start, and a friend with a kept connection wake nothing."""
+        with running('-W', 'error', '-c', IDLE_PAIR) as process:
+            address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+            with Friend('app1', address, timeout=TIMEOUT) as friend:
+                assert friend.send('/f') == friend.send('/ask') == 7
+                until(lambda: woken(process, 0.5) <= 1)
 
     @needs_signals
     @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -4855,6 +5072,25 @@ class TestFriend:
 
         with kept, peer(script) as address, Friend('app1', address) as friend:
             assert [friend.send('/echo') for _ in range(2)] == ['x', 'z']
+
+    def test_more_after_a_reply(self):
+        """A second reply that follows the first one is not the reply to the next call."""
+
+        def script(sock, number, _):
+            call_on(sock)
+            sock.sendall(response(b'[%d]' % number))
+            if number == 0:
+                assert returned.wait(TIMEOUT)
+                sock.sendall(response(b'["unasked"]'))
+                sent.set()
+                assert not call_on(sock)
+
+        returned, sent = threading.Event(), threading.Event()
+        with peer(script) as address, Friend('app1', address, timeout=TIMEOUT) as friend:
+            assert friend.send('/echo') == 0
+            returned.set()
+            assert sent.wait(TIMEOUT)
+            assert friend.send('/echo') == 1
 
     def test_many_interim_replies(self):
         """However many interim replies come first, each call gets its own reply."""
@@ -5197,6 +5433,7 @@ PLANS = {  # replies on each connection; unasked bytes; what the second call giv
     'kept': ([[response(), response()]], b'', 'x', [2]),
     'closed while idle': ([[response()], [response()]], b'', 'x', [1, 1]),
     'told of it unasked': ([[response()], [response()]], IDLE, 'x', [1, 1]),
+    'a reply too many': ([[response()], [response(b'["z"]')]], response(b'["y"]'), 'z', [1, 1]),
     'told of it when asked': ([[response(), IDLE], [response()]], b'', 'x', [2, 1]),
     'told of it twice': ([[response(), IDLE], [IDLE]], b'', (Busy, False), [2, 1]),
     'a 408 that keeps the connection': (
