@@ -178,6 +178,10 @@ def links_of(friend):
     return friend._addresses[0].links
 
 
+def replace_links(friend, links):
+    friend._addresses[0].links = links
+
+
 def make_old(link):
     """Let *link* be past the time for which its peer keeps it."""
     link.retire_at = 0.0
@@ -1303,6 +1307,16 @@ class TestNumbers:
         with pytest.raises(ValueError, match='timeout is a number .* above 0'):
             Friend('app1', 'http://127.0.0.1:9').wait(value)
 
+    def test_defaults(self):
+        """The limits and times that nobody gives are those that the docstrings tell."""
+        service, friend = Microservice('app1'), Friend('app1', 'http://127.0.0.1:9')
+        told = {'port': 5000, 'host': '0.0.0.0', 'max_body': 64 << 20, 'max_head': 32 << 10}
+        told.update(max_headers=100, read_timeout=20, idle_timeout=60, max_connections=1000)
+        assert {name: getattr(service, name) for name in told} == told
+        assert (friend.timeout, friend.max_body) == (60, 64 << 20)
+        for function, last in ((Friend.ping, 5), (Friend.wait, 60), (Microservice.stop, 10)):
+            assert function.__defaults__ == (last,)
+
     @pytest.mark.parametrize('size', [1e6, sys.maxsize, (1 << 32) + 1])
     def test_size_of_no_use(self, size):
         """A size that is a float, or that no machine has, is refused."""
@@ -1598,9 +1612,9 @@ Micro.typing('/deep')(deep)
 texts = [told(ValueError, friend.send, '/deep')]
 texts.append(told(BadCall, friend.send, '/echo', 'x', deep()))
 texts.append(told(BadCall, friend.send, '/echo', key=deep()))
-texts.extend(at_depth(depth) for depth in range(0, 700, 100))
+texts.extend(at_depth(depth) for depth in (*range(0, 700, 100), 850, 900, 940))
 for text in texts:
-    print(text.endswith('...: nested too deeply'), len(text) < 150)
+    print(text.endswith(': nested too deeply'), len(text) < 150)
 """
 
 DEEP_BODIES = """
@@ -1715,7 +1729,7 @@ class TestValues:
             value = [value]
         with pytest.raises(BadCall, match=r'args[][0]+\.\.\.: nested too deeply'):
             Friend('app1', make()).send('/echo', value)
-        assert run(DEEP + DEEP_VALUES) == (0, ['True'] * 20, '')
+        assert run(DEEP + DEEP_VALUES) == (0, ['True'] * 26, '')
 
     def test_json_nested_too_deeply(self):
         """JSON nested too deeply is a 400 for a service, and a BadReply for a friend."""
@@ -1968,6 +1982,7 @@ HEADS = [  # head, but for its empty line; method, path, length, keep_alive, exp
     (b'GET /a?' + HOST, 'GET', '/a', 0, True, False),
     (b'GET /a+b//../c;d=1' + HOST, 'GET', '/a+b//../c;d=1', 0, True, False),
     (b'POST /' + HOST + b'Content-Length: 0007\r\n', 'POST', '/', 7, True, False),
+    (b'POST /' + HOST + b'Content-Length: %032d\r\n' % 7, 'POST', '/', 7, True, False),
     (b'POST /' + HOST + b'Content-Length: 9%b\r\n' % (b'9' * 20), 'POST', '/', 10**15, True, False),
 ]
 
@@ -2875,6 +2890,15 @@ class TestRules:
             assert friend.send('/f', 1, k='é') == [[1], {'k': 'é'}]
             assert friend.send('f') == [[], {}]
 
+    def test_all_methods(self):
+        """A rule may answer every method."""
+        service, methods = (
+            Microservice('app1'),
+            ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'],
+        )
+        service.typing('/f', methods=methods)(lambda: 7)
+        assert [ask(service, path='/f', method=method)[0] for method in methods] == [200] * 6
+
     def test_get_without_body(self):
         """A rule opened to GET needs neither a body nor a content type."""
         service = Microservice('app1')
@@ -3266,6 +3290,15 @@ class TestAnswer:
         if name == '__str__':
             assert 'its message cannot be read: Odd.__str__ raised' in str(caught.value)
 
+    def test_exception_whose_text_exits(self):
+        """An exception whose text raises SystemExit does not end the program."""
+
+        def raising():
+            raise type('Odd', (Exception,), {'__str__': lambda self: sys.exit()})
+
+        with pytest.raises(RemoteError, match='its message cannot be read'):
+            friend_of(raising).send('/f')
+
     @pytest.mark.parametrize('name', ['SystemExit', 'KeyboardInterrupt', 'GeneratorExit'])
     def test_exits_do_not_end_the_service(self, service, friend, name):
         """SystemExit and its like, raised by a rule, are a RemoteError; the service goes on."""
@@ -3566,6 +3599,14 @@ class TestAsyncRules:
             with pytest.raises(RemoteError):
                 friend.send('/task')
             assert friend.send('/aecho', 'on') == 'on'
+
+    def test_for_long(self, monkeypatch):
+        """An async rule may take longer than the time after which its loop is looked at."""
+        wait = concurrent.futures.wait
+        monkeypatch.setattr(concurrent.futures, 'wait', lambda these, _: wait(these, 0.001))
+        service = service_of(asyncio.sleep)
+        assert Friend('app1', service).send('/f', 0.1, 'slept') == 'slept'
+        service.stop()
 
     def test_one_loop(self):
         """One call can wake another: both run on the same loop."""
@@ -3974,6 +4015,43 @@ class TestListener:
             socks[1].sendall(request())
             assert statuses(receive(socks[1], b'["x"]')) == [200]
 
+    @pytest.mark.parametrize('over_tls', [False, True])
+    def test_silent_makes_room(self, over_tls, tls_server, tls_client):
+        """At max_connections, a connection that has said nothing is closed for a new one."""
+        service, context = make(max_connections=1), tls_client if over_tls else None
+        service.start(0, '127.0.0.1', ssl_context=tls_server if over_tls else None)
+        with service, connect(service) as silent:
+            until(lambda: connections_of(service))
+            until(lambda: all(wait_of(one) for one in connections_of(service)))
+            with Friend('app1', by_name(service), ssl_context=context) as friend:
+                assert friend.send('/echo', 1) == 1
+                assert statuses(receive(silent)) == ([] if over_tls else [408])
+
+    def test_no_thread_left(self, monkeypatch, caplog):
+        """A connection for which there is no thread is closed, and the service goes on."""
+        start = threading.Thread.start
+
+        def fail(thread):
+            if threading.current_thread().name == 'microconnect':
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with calling() as (service, friend):
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, 'start', fail)
+                with pytest.raises(ConnectionError):
+                    friend.send('/echo', 1)
+            until(lambda: not connections_of(service))
+            assert service.ran == []
+            assert friend.send('/echo', 2) == 2
+        assert 'a connection failed' in caplog.text
+
+    def test_no_delay(self, service, friend):
+        """Neither side holds back what it sends until the other confirms what came before."""
+        assert friend.send('/echo', 1) == 1
+        for one in (*links_of(friend), *connections_of(service)):
+            assert one.sock.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     def test_no_descriptor_left(self, monkeypatch):
         """The longest-idle connection is also closed if no descriptor is left."""
         accept, failed = socket.socket.accept, []
@@ -4067,6 +4145,7 @@ REFUSED_EVERYWHERE = [
     (403, 'POST', '/echo', {**JSON, 'Sec-Fetch-Site': 'cross-site'}, b'{}'),
     (413, 'POST', '/echo', JSON, b'{"args":["%b"]}' % (b'x' * 200)),
     (422, 'POST', '/guarded', JSON, b'{"args":[1],"token":"right"}'),
+    (422, 'POST', '/aecho', JSON, b'{"args":[1,2]}'),
     (500, 'POST', '/fail', JSON, b'{"args":["ValueError"]}'),
     (500, 'POST', '/afail', JSON, b'{"args":["ValueError"]}'),
 ]
@@ -4152,14 +4231,16 @@ class TestWsgi:
     """Micro.wsgi; the validator watches each call, in by_wsgi."""
 
     @pytest.mark.parametrize('length', ['x', '-1', '+1', '1.0', ' 2', '\xb2', '1_0', '0x2'])
-    def test_bad_length(self, length):
+    def test_bad_length(self, length, caplog):
         """A length that is not a plain number is refused, even if int() would take it."""
+        caplog.set_level('INFO', 'microconnect')
         told = []
         environ = {'REQUEST_METHOD': 'POST', 'PATH_INFO': '/echo', 'CONTENT_LENGTH': length}
         environ.update({'CONTENT_TYPE': 'application/json', 'wsgi.input': io.BytesIO(b'{}')})
         reply = b''.join(make().wsgi(environ, lambda status, headers: told.append(status)))
         assert told == ['400 Bad Request']
         assert b'Content-Length' in reply
+        assert caplog.messages[-1].startswith("refused 400: '': ")
 
     def test_length_of_many_digits(self):
         """A length of thousands of digits is too large, as it is for the listener."""
@@ -5198,6 +5279,19 @@ class TestAddresses:
             with Friend('app1', by_name(service)) as friend:
                 assert friend.send('/echo', 1) == 1
 
+    def test_each_is_tried_once(self, monkeypatch):
+        """The only address of a name is tried once, and has the whole time."""
+        tried = []
+
+        def refuse(address, timeout):
+            tried.append(timeout)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, 'create_connection', refuse)
+        with Friend('app1', '127.0.0.1:9', timeout=9) as friend, pytest.raises(Unreachable):
+            friend.send('/echo')
+        assert len(tried) == 1 and 8 < tried[0] <= 9
+
     def test_name_that_cannot_be_looked_up(self):
         """A host name that is too long for DNS is Unreachable."""
         with Friend('app1', f'http://{"a" * 64}.invalid:1') as friend:
@@ -5266,6 +5360,16 @@ class TestSeveralAddresses:
         rests = [re.findall('rests for ([0-9.]+) s', message)[0] for message in caplog.messages]
         assert rests == ['0.1', '0.2', '0.1']
         assert caplog.messages[0].startswith(f'{address} rests for 0.1 s: /echo at {address}: ')
+
+    def test_longest_rest(self, clock, caplog):
+        """However often an address fails, it rests for no longer than 5 seconds."""
+        caplog.set_level('INFO', 'microconnect')
+        with Friend('app1', [dead_address()] * 2) as friend:
+            for _ in range(8):
+                with pytest.raises(Unreachable):
+                    friend.send('/echo')
+        rests = [float(re.findall('rests for ([0-9.]+) s', text)[0]) for text in caplog.messages]
+        assert sorted(rests)[::2] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
     def test_may_have_run(self, service):
         """A call that may have run at one address is not sent to another."""
@@ -5348,6 +5452,19 @@ class TestConnections:
                 assert friend.send('/echo', 1) == 1
                 assert len(links_of(friend)) == left
             assert [link.sock.sock.fileno() for link in old] == [-1] * 5
+
+    def test_old_ones_are_taken_meanwhile(self, friend):
+        """A call succeeds though other threads take all connections as it looks for old ones."""
+
+        class Taken(collections.deque):
+            def __len__(self):
+                return 2
+
+            def __getitem__(self, index):
+                raise IndexError('taken meanwhile')
+
+        replace_links(friend, Taken())
+        assert friend.send('/echo', 1) == 1
 
     def test_crash(self):
         """A service that ends without a word while its connection idles costs no call."""
@@ -5551,6 +5668,28 @@ class TestAtMostOnce:
             until(lambda: service.ran[before:])
         assert service.ran[before:] == [(('once',), {})]
 
+    @needs_timers
+    def test_interrupted_is_closed(self):
+        """A call that Ctrl-C ends closes its connection at once, though the error is kept."""
+        ended = threading.Event()
+
+        def script(sock, *_):
+            call_on(sock)
+            os.kill(os.getpid(), signal.SIGALRM)
+            if not sock.recv(1):
+                ended.set()
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with handling(signal.SIGALRM, interrupt), peer(script) as address:
+            with Friend('app1', address, timeout=TIMEOUT) as friend:
+                with pytest.raises(KeyboardInterrupt) as caught:
+                    friend.send('/echo')
+                with soon():
+                    assert ended.wait(TIMEOUT)
+                del caught
+
 
 class TestWaiting:
     """ping and wait."""
@@ -5611,6 +5750,12 @@ class TestWaiting:
         error = caught.value
         assert (error.rule, error.address, error.sent) == ('/', address, False)
 
+    def test_wait_in_vain_for_several(self):
+        """wait tells of each address why it does not answer."""
+        with Friend('app1', [dead_address(), dead_address()]) as friend:
+            with pytest.raises(CallTimeout, match=r'refused.*; cannot connect to .*refused'):
+                friend.wait(0.05)
+
 
 DIRECT = ['[::1]', '[0:0:0:0:0:0:0:1]', '[::ffff:127.0.0.1]', 'localhost.', '127.0.0.2']
 
@@ -5641,7 +5786,8 @@ class TestProxies:
         proxies('http://127.0.0.1:9')
         monkeypatch.setenv('no_proxy', listed)
         assert proxy_of(Friend('app1', 'service.invalid:5000')) is None
-        monkeypatch.setenv('no_proxy', 'service.invalid:5001')
+        monkeypatch.setenv('no_proxy', 'service.invalid:5001,2001:db8::1')
+        assert proxy_of(Friend('app1', '[2001:db8::1]:5000')) is None
         assert proxy_of(Friend('app1', 'service.invalid:5000')) is not None
 
     @pytest.mark.parametrize(
@@ -5662,6 +5808,18 @@ class TestProxies:
         assert lines[0] == f'POST {line} HTTP/1.1'
         assert f'Host: service.invalid{host}' in lines
         assert 'Proxy-Authorization: Basic bWU6c2UgY3JldA==' in lines
+
+    def test_without_password(self, proxies):
+        """A proxy without a user is given no password, and names are spelled as DNS has them."""
+        got = []
+        with peer(answers(response(), got=got)) as trap:
+            proxies(trap)
+            with Friend('app1', 'http://b\xfccher.invalid') as friend:
+                assert friend.send('/echo') == 'x'
+        lines = got[0].decode().lower().split('\r\n')
+        assert lines[0] == 'post http://xn--bcher-kva.invalid:80/echo http/1.1'
+        assert 'host: xn--bcher-kva.invalid:80' in lines
+        assert not [line for line in lines if 'authorization' in line]
 
     def test_https(self, proxies, tls_server, tls_client):
         """A call over TLS goes through a tunnel: the proxy sees the name, and no more."""
@@ -5779,6 +5937,20 @@ class TestTls:
             sock.sendall(b'\x16\x03\x01')
             with Friend('app1', by_name(tls_service), ssl_context=tls_client) as friend:
                 assert friend.send('/echo', 1) == 1
+
+    def test_all_busy(self, tls_server, tls_client):
+        """If every connection is busy, a newcomer is cut off: no word comes before TLS."""
+        service = holding(make(max_connections=1))
+        with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
+            with Friend('app1', by_name(service), ssl_context=tls_client) as friend:
+                with background(friend.send, '/hold') as call:
+                    assert service.held.acquire(timeout=TIMEOUT)
+                    assert raw(service, b'', end=False) == b''
+                    with soon(), pytest.raises(Unreachable):
+                        friend.send('/echo', 1)
+                    service.release.set()
+                    assert call.result(TIMEOUT) == 'held'
+        assert service.ran == []
 
     def test_client_without_tls(self, tls_service):
         """A client that speaks no TLS gets no reply, and nothing runs."""
