@@ -1033,7 +1033,7 @@ def _remote_error_class(name: str) -> type[RemoteError]:
 # Sockets block, and one thread a process ends what is late.  A timeout set on the socket for each
 # wait would cost every call several system calls, and would bound a wait, not a call.
 
-_POLL = 0.2  # seconds between looks where a socket keeps its own time
+_POLL = 0.05  # seconds between looks where there can be no clock
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # what a forked child closes
 _wakeups: list[int] = []  # the descriptors to which `run` has signals written
 
