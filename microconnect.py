@@ -1360,6 +1360,9 @@ class _Rules:
     ) -> Callable[[Function], Function]:
         """Decorate a function to answer under *rule*; it stays callable as usual.
 
+        Arguments have to fit `inspect.signature` of the function.  So a decorator that hands over
+        arguments of its own has to set `__signature__`.
+
         Args:
             rule: the path, matched exactly; a '/' is put before it if missing.
             token: what callers have to give, if anything.
