@@ -82,7 +82,6 @@ import itertools
 import json
 import math
 import os
-import queue
 import re
 import select
 import selectors
@@ -2530,8 +2529,11 @@ class _Workers:
     """Daemon threads for the calls of `asend`: started as needed, gone when idle for a while."""
 
     def __init__(self) -> None:
+        import queue
+
         self.process = os.getpid()
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.nothing_came = queue.Empty
         self.idle: collections.deque[None] = collections.deque()  # one for each idle thread
 
     def do(self, call: Callable[[], None]) -> None:
@@ -2543,7 +2545,7 @@ class _Workers:
 
     def _work(self) -> None:
         while True:
-            with contextlib.suppress(queue.Empty):
+            with contextlib.suppress(self.nothing_came):
                 self.calls.get(timeout=_WORKER_IDLE)()
                 self.idle.append(None)
                 continue
@@ -2555,12 +2557,12 @@ class _Workers:
 
 
 _WORKER_IDLE = 5.0  # seconds
-_workers = _Workers()
+_workers: _Workers | None = None
 
 
 def _workers_of_process() -> _Workers:
     global _workers
-    if _workers.process != os.getpid():
+    if _workers is None or _workers.process != os.getpid():
         _workers = _Workers()
     return _workers
 
