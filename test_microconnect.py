@@ -3007,12 +3007,14 @@ class TestTokens:
         service, got = make(), []
         service.typing('/guarded', token=SECRET)(fits)
 
-        def call(*_):
+        def call(frame, *_):
+            if frame.f_code.co_filename != microconnect.__file__:
+                return None
             got.append(ask(service, b'{"args":[1]}', '/guarded')[0])
             return call
 
         before = sys.gettrace()
-        sys.settrace(call)  # at every line, that is
+        sys.settrace(call)  # at every line of the module, that is
         try:
             service.token = {'/echo': 'new'}
         finally:
@@ -3026,14 +3028,16 @@ class TestTokens:
         def add(line):
             service, lines, got = make(token={'/f': 'old'}), itertools.count(), []
 
-            def look(*_):
+            def look(frame, *_):
+                if frame.f_code.co_filename != microconnect.__file__:
+                    return None
                 if next(lines) == line:
                     service.token = replaced_by
                 got.append(ask(service, b'{"args":[1]}', '/f')[0])
                 return look
 
             before = sys.gettrace()
-            sys.settrace(look)  # at every line, that is
+            sys.settrace(look)  # at every line of the module, that is
             try:
                 service.typing('/f', token=SECRET)(fits)
             finally:
