@@ -23,6 +23,7 @@ import functools
 import gc
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -107,6 +108,20 @@ def value_of(body):
     """What `send` gives for a reply with *body*."""
     head = parse_reply(b'HTTP/1.1 200 OK\r\nContent-Type: application/json')
     return microconnect._returned(head, body)
+
+
+def decodes(body):
+    """Why the module does not decode *body*; an empty string where it does."""
+    try:
+        microconnect._decode(body)
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def bound_iterators(monkeypatch, most):
+    """Let an iterator have up to *most* items."""
+    monkeypatch.setattr(microconnect, '_MOST_ITEMS', most)
 
 
 class Reader:
@@ -1450,6 +1465,67 @@ class Strict:
         raise KeyError(name)
 
 
+class Missing:
+    """Is not equal to itself, as NaN is; subclasses say how."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return False
+
+    def __ne__(self, other):
+        return True
+
+
+class NotATime(Missing, datetime.datetime):
+    """As pandas.NaT is."""
+
+
+class NotADuration(Missing, datetime.timedelta):
+    """As the NaT of a timedelta may be."""
+
+
+class NotThere:
+    """As pandas.NA: to compare it gives itself, which is neither true nor false."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return self
+
+    __ne__ = __eq__
+
+    def __bool__(self):
+        raise TypeError('boolean value of NA is ambiguous')
+
+
+class Array:
+    """As an array of several numbers: to compare it gives several answers."""
+
+    __hash__ = None
+
+    def __ne__(self, other):
+        return NotThere()
+
+
+class Incomparable:
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise LookupError('never compared')
+
+    __ne__ = __eq__
+
+
+class Ghost:
+    """Lists an attribute that it has not, as a lazy loader does."""
+
+    a = 1
+
+    def __dir__(self):
+        return ['a', 'absent']
+
+
 UTC = datetime.timezone.utc
 
 ID = uuid.UUID('12345678-1234-5678-1234-567812345678')
@@ -1497,6 +1573,14 @@ VALUES = [  # what a function returns, and its JSON
     (b'\x00\xff', '"AP8="'),
     (bytearray(b'a'), '"YQ=="'),
     (memoryview(b'a'), '"YQ=="'),
+    (ipaddress.ip_address('127.0.0.1'), '"127.0.0.1"'),
+    (ipaddress.ip_address('fe80::1'), '"fe80::1"'),
+    (ipaddress.ip_network('10.0.0.0/8'), '"10.0.0.0/8"'),
+    (ipaddress.ip_interface('::1/64'), '"::1/64"'),
+    (collections.UserList([1, (2,)]), '[1,[2]]'),
+    (collections.UserString('a"'), '"a\\""'),
+    (collections.UserDict(b=1, a=None), '{"b":1,"a":null}'),
+    (Ghost(), '{"a":1}'),
     ({1}, '[1]'),
     (frozenset('a'), '["a"]'),
     (collections.deque([1, 2]), '[1,2]'),
@@ -1563,8 +1647,28 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
     ([...], '[0]: ellipsis has no JSON form', TypeError),
     ([functools.partial(len)], '[0]: functools.partial has no JSON form', TypeError),
     ([re.compile('x')], '[0]: ', TypeError),
+    (Missing(), f': {__name__}.Missing has no JSON form', TypeError),
+    ([NotATime(2024, 2, 29)], f'[0]: {__name__}.NotATime has no JSON form', TypeError),
+    ({'a': NotADuration(1)}, f"['a']: {__name__}.NotADuration has no JSON", TypeError),
+    (Holder(a=[1, NotThere()]), f'.a[1]: {__name__}.NotThere has no JSON form', TypeError),
+    (Point(Array()), f'.y: {__name__}.Array has no JSON form', TypeError),
+    ([Incomparable()], f'[0]: {__name__}.Incomparable has no JSON form', TypeError),
+    ([decimal.Decimal('NaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
+    ([decimal.Decimal('sNaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
+    (collections.UserList([1, math.nan]), f'[1]: {NO_JSON}', ValueError),
     (Broken(), ': its items raised LookupError: no items', ValueError),
 ]
+
+OFFERED = [  # a method or attribute, and what its objects offer to be sent
+    ('to_dict', ".to_dict(), of a DataFrame .to_dict('records')"),
+    ('tolist', '.tolist()'),
+    ('model_dump', '.model_dump()'),
+    ('_asdict', '._asdict()'),
+    ('__table__', 'columns as a dict'),
+    ('fileno', '.read()'),
+]
+
+ENDLESS = [itertools.count, lambda: (1 for _ in itertools.count()), lambda: itertools.repeat('x')]
 
 REFUSALS = pytest.mark.parametrize('value, why, kind', REFUSED, ids=[why for _, why, _ in REFUSED])
 
@@ -1628,6 +1732,69 @@ for address in sys.argv[1:]:
     with Friend('app1', address) as peer:
         print('the reply is not JSON: ' in told(BadReply, peer.send, '/echo'))
 """
+
+
+BRACKETS = [(b'[', b']'), (b'{"a":', b'}'), (b'[{"":', b'}]'), (b'[[],{"]":', b'}]')]
+
+TOO_DEEP = 'nested too deeply: over 200 arrays or objects'
+
+SMALL_STACK = """
+import threading
+threading.stack_size(1 << 20)
+from microconnect import Microservice
+Micro = Microservice('app1', token='secret')
+Micro.typing('/echo')(lambda *args: args)
+Micro.run(port=0, host='127.0.0.1')
+"""
+
+SMALL_STACK_FRIEND = """
+import threading
+threading.stack_size(1 << 20)
+from microconnect import BadReply, Friend
+def call():
+    try:
+        Friend('app1', sys.argv[1]).send('/echo')
+    except BadReply as error:
+        print('nested' if 'nested too deeply' in str(error) else error)
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+"""
+
+
+def bracketed(rnd):
+    """JSON nested about 200 deep, with brackets, quotes and escapes in its strings."""
+
+    def text():
+        return json.dumps(''.join(rnd.choice('[]{}"\\\\,:é') for _ in range(rnd.randrange(6))))
+
+    value = text()
+    for _ in range(rnd.randrange(190, 212)):
+        beside = [rnd.choice(['[]', '{}', '7', text()]) for _ in range(rnd.randrange(3))]
+        beside.insert(rnd.randrange(len(beside) + 1), value)
+        if rnd.random() < 0.5:
+            value = '[' + rnd.choice([',', ' ,\n']).join(beside) + ']'
+        else:
+            value = '{' + ','.join(f'{text()} :{item}' for item in beside) + '}'
+    return value.encode()
+
+
+def depth_of(body):
+    """How deep JSON is nested, counted character by character."""
+    depth = deepest = 0
+    is_string = is_escaped = False
+    for char in body.decode():
+        if is_string:
+            is_string = is_escaped or char != '"'
+            is_escaped = char == '\\' and not is_escaped
+        elif char == '"':
+            is_string = True
+        elif char in '[{':
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in ']}':
+            depth -= 1
+    return deepest
 
 
 def random_value(rnd, depth=0):
@@ -1744,6 +1911,117 @@ class TestValues:
         with peer(answers(*replies)) as address:
             assert run(DEEP + DEEP_REPLIES, address, address) == (0, ['True'] * 2, '')
 
+    @pytest.mark.parametrize('opening, closing', BRACKETS, ids=lambda text: text.decode())
+    def test_depth_of_json(self, opening, closing):
+        """JSON nested 200 deep is decoded; one level more is refused, and 20,000 too."""
+        for depth in (1, 199, 200, 201, 202, 20001):
+            times, more = divmod(depth, len(closing))
+            body = b'[' * more + opening * times + b'1' + closing * times + b']' * more
+            assert decodes(body) == (TOO_DEEP if depth > 200 else ''), depth
+            assert decodes(b' \n' + body + b'\t') == decodes(body)
+
+    @pytest.mark.parametrize('depth', [199, 200, 201, 202, 5000])
+    def test_depth_of_messages(self, depth):
+        """A call or a reply of 200 levels is taken, one of more is refused and runs nothing."""
+        nested = [b'[' * levels + b']' * levels for levels in range(depth - 2, depth + 1)]
+        service = make()
+        calls = [b'{"args":%b}', b'{"token":%b}']
+        for body in (b'{"kwargs":{"a":%b}}' % nested[0], *(call % nested[1] for call in calls)):
+            status, _, problem = ask(service, body)
+            assert status == (400 if depth > 200 else 200)
+            if depth > 200:
+                assert problem['detail'] == f'the body is not JSON: {TOO_DEEP}'
+        assert len(service.ran) == (0 if depth > 200 else 3)
+        with peer(answers(response(nested[2]))) as address, Friend('app1', address) as friend:
+            if depth > 200:
+                with pytest.raises(BadReply, match=f'the reply is not JSON: {TOO_DEEP}'):
+                    friend.send('/echo')
+            else:
+                assert friend.send('/echo') == json.loads(nested[1])
+
+    def test_depth_by_counting(self):
+        """Random JSON (from a fixed seed) is refused if, and only if, a slow count finds 201."""
+        rnd = random.Random(20240229)
+        seen = set()
+        for _ in range(200):
+            body = bracketed(rnd)
+            json.loads(body)
+            is_deep = depth_of(body) > 200
+            seen.add(is_deep)
+            assert decodes(body) == (TOO_DEEP if is_deep else ''), body
+        assert seen == {False, True}
+
+    @pytest.mark.parametrize(
+        'text',
+        ['[' * 500, '{' * 500, '"' * 500, '\\' * 501, '\\"[' * 300, ']}' * 300, '"[\\' * 250],
+    )
+    def test_brackets_in_strings(self, text):
+        """Brackets in strings are no nesting, whatever escapes and quotes are around them."""
+        friend = Friend('app1', make())
+        for value in (text, [text, text], {text: text}, [[text], {'a': text}]):
+            assert friend.send('/echo', value) == value
+            assert decodes(json.dumps([value]).encode()) == ''
+
+    def test_depth_is_found_in_linear_time(self):
+        """To look for the depth of a megabyte of brackets takes no long time, whatever they are."""
+        size = 1 << 19
+        with soon():
+            assert decodes(b'[' * size) == TOO_DEEP
+            assert decodes(b'[' * size + b']' * size) == TOO_DEEP
+            assert decodes(b'[' * 199 + b'[],' * (size // 2) + b'[]' + b']' * 199) == ''
+            assert decodes(b'[{"a":' * size) == TOO_DEEP
+            assert decodes(b'"' + b'\\\\' * size + b'"') == ''
+            assert decodes(b'"' * size) != ''
+            assert decodes(b'[' * 200 + b'"' + b'\\"[' * size) != ''
+
+    @pytest.mark.parametrize('service', ['service', 'friend'])
+    def test_small_stacks(self, service):
+        """Deep JSON does not end a process whose threads have stacks of 1 MiB."""
+        token = b'[' * 18000 + b']' * 18000
+        if service == 'friend':
+            with peer(answers(response(token))) as address:
+                assert run(SMALL_STACK_FRIEND, address) == (0, [TOO_DEEP.split()[0]], '')
+            return
+        with running('-W', 'error', '-c', SMALL_STACK) as process:
+            address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+            port = int(address.rpartition(':')[2])
+            for body in (b'{"token":%b}' % token, b'{"args":%b}' % token):
+                with socket.create_connection(('127.0.0.1', port), TIMEOUT) as sock:
+                    sock.sendall(request(body, extra=b'Connection: close\r\n'))
+                    assert statuses(receive(sock)) == [400]
+            assert is_answering(address)
+
+    @pytest.mark.parametrize('size', [100, 2 << 20])
+    @pytest.mark.parametrize('is_enabled', [True, False])
+    @pytest.mark.parametrize('is_json', [True, False])
+    def test_garbage_collection(self, size, is_enabled, is_json):
+        """Large bodies are decoded without the collector, which is left as it was afterwards."""
+        body = b'[' + b'[],' * (size // 3) + (b'[]]' if is_json else b'x]')
+        runs = []
+
+        def note(phase, info):
+            runs.append(phase)
+
+        gc.collect()
+        gc.callbacks.append(note)
+        try:
+            if not is_enabled:
+                gc.disable()
+            assert (decodes(body) == '') is is_json
+            assert gc.isenabled() is is_enabled
+            while_decoding = len(runs)
+        finally:
+            gc.callbacks.remove(note)
+            gc.enable()
+        assert while_decoding <= 2  # it may run as soon as it is enabled again
+
+    def test_large_bodies_of_many_threads(self):
+        """After large bodies in many threads at once the collector is enabled, as before."""
+        body = b'[' + b'[],' * 400000 + b'[]]'
+        told = call_all(4, lambda number: decodes(body + b'x' * (number % 2)) == '')
+        assert told == [True, False] * 2
+        assert gc.isenabled()
+
     @pytest.mark.skipif(not hasattr(sys, 'get_int_max_str_digits'), reason='integers are unlimited')
     def test_huge_integers(self):
         """An integer beyond the interpreter's limit of digits is an error with its path."""
@@ -1797,6 +2075,79 @@ class TestValues:
         told = r'args\[0\]: numpy.bool has no JSON form: send its .tolist\(\)$'
         with pytest.raises(BadCall, match=told):
             Friend('app1', make()).send('/echo', Odd())
+
+    @pytest.mark.parametrize('name, form', OFFERED)
+    def test_what_offers_a_form(self, name, form):
+        """The error for an object that offers a plain form says to send that."""
+
+        class Known(Holder):
+            pass
+
+        setattr(Known, name, lambda self: {'a': 1})
+        told = f'args[0][1].row: {__name__}.Known has no JSON form: send its {form}'
+        service = make()
+        with pytest.raises(BadCall) as caught:
+            Friend('app1', service).send('/echo', [1, Holder(row=Known(a=1))])
+        assert str(caught.value).endswith(told)
+        assert service.ran == []
+
+    @pytest.mark.parametrize('kind', [open, io.StringIO, socket.socket])
+    def test_open_files(self, kind):
+        """An open file, or what is like one, is refused, and not read."""
+        with kind(os.devnull) if kind is open else kind() as file:
+            with pytest.raises(BadCall, match=r'args\[0\]: .* no JSON form: send its \.read\(\)'):
+                Friend('app1', make()).send('/echo', file)
+
+    @pytest.mark.parametrize('name', ['NaT', 'NA'])
+    def test_missing_values_of_pandas(self, name):
+        """A missing value of pandas is refused wherever it stands, as NaN is."""
+        pandas = pytest.importorskip('pandas')
+        value = getattr(pandas, name)
+        with pytest.raises(BadCall, match=r"args\[0\]\['a'\]: .* has no JSON form"):
+            Friend('app1', make()).send('/echo', {'a': value})
+        with pytest.raises(TypeError, match=r'reply\[0\]: .* has no JSON form'):
+            friend_of(lambda: value).send('/f')
+
+    @pytest.mark.parametrize('endless', ENDLESS)
+    def test_endless(self, endless, monkeypatch):
+        """An iterator without an end is an error, in a call and in a reply, wherever it stands."""
+        bound_iterators(monkeypatch, 1000)
+        service = make()
+        for wrap, where in ((lambda v: v, '[0]'), (lambda v: [1, {'k': v}], "[0][1]['k']")):
+            told = re.escape(f'{where}: an iterator of over 1000 items')
+            with pytest.raises(BadCall, match=f'args{told}'):
+                Friend('app1', service).send('/echo', wrap(endless()))
+            kind = 'an iterator of over|the reply of .* is over max_body'
+            with pytest.raises(ValueError, match=kind):
+                friend_of(lambda wrap=wrap: wrap(endless()), max_body=1000).send('/f')
+        assert service.ran == []
+
+    def test_endless_takes_bounded_memory(self, monkeypatch):
+        """A generator without an end is given up once its items cannot fit in a reply."""
+        taken = []
+
+        def endless():
+            for number in itertools.count():
+                taken.append(number)
+                yield 1
+
+        with pytest.raises(ValueError, match='the reply of .* bytes is over max_body=1000'):
+            friend_of(endless, max_body=1000).send('/f')
+        assert len(taken) <= 1000
+        bound_iterators(monkeypatch, 500)
+        for value in (endless, lambda: [endless()]):
+            taken.clear()
+            with pytest.raises(BadCall, match='an iterator of over 500 items'):
+                Friend('app1', make()).send('/echo', value())
+            assert len(taken) <= 2 * 501  # once to encode, and once to name the place
+
+    def test_iterator_that_just_fits(self, monkeypatch):
+        """An iterator of as many items as are allowed is sent whole."""
+        bound_iterators(monkeypatch, 500)
+        echo = Friend('app1', make())
+        assert echo.send('/echo', iter(range(500))) == list(range(500))
+        reply = friend_of(lambda: (1 for _ in range(499)), max_body=1001)  # "[[1,...,1]]"
+        assert reply.send('/f') == [1] * 499
 
     @pytest.mark.parametrize('body', BAD_JSON, ids=lambda body: ascii(body[:20]))
     def test_bad_json(self, body):
