@@ -189,6 +189,21 @@ def is_stopping(service):
     return service._listener.stop_by is not None
 
 
+def waiting_connections_of(service):
+    """The open connections whose wait for their peer can be ended to make room."""
+    return [one for one in idle_connections_of(service) if one.sock.key in one.sock.clock.entries]
+
+
+def sockets_of(service, friend):
+    """The sockets of the connections between a service and a friend with one address."""
+    return [one.sock.sock for one in (*connections_of(service).copy(), *links_of(friend))]
+
+
+def unread_bytes_of(service):
+    """How many bytes of unfinished requests a service holds."""
+    return sum(len(one.reader.buffer) for one in connections_of(service).copy())
+
+
 def links_of(friend):
     """The idle connections of a friend with one address."""
     return friend._addresses[0].links
@@ -247,6 +262,34 @@ def new_clock(monkeypatch, meanwhile):
 def linger_briefly(monkeypatch):
     """Let a closing service wait only 50 ms for its peer to close, too."""
     monkeypatch.setattr(microconnect, '_LINGER', 0.05)
+
+
+def hold_at_most(monkeypatch, size):
+    """Let a service hold *size* bytes of unfinished requests, if twice max_body is not more."""
+    monkeypatch.setattr(microconnect, '_HELD', size)
+
+
+def fail_to_read(monkeypatch, size):
+    """Let no memory be left once a connection has sent *size* bytes."""
+    feed = microconnect._Reader.feed
+
+    def feed_or_fail(reader, data):
+        if len(reader.buffer) + len(data) >= size:
+            raise MemoryError
+        feed(reader, data)
+
+    monkeypatch.setattr(microconnect._Reader, 'feed', feed_or_fail)
+
+
+def look_up_by(monkeypatch, found, tried):
+    """Let every name have the addresses *found*, and note in *tried* what is connected to."""
+
+    def connect(address, *_):
+        tried.append(address)
+        raise OSError(errno.ECONNREFUSED, 'nobody listens')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: found)
+    monkeypatch.setattr(socket, 'create_connection', connect)
 
 
 # ------------------------------------------------------------------------------ helpers: services
@@ -819,6 +862,9 @@ def tls_service(tls_server):
         yield service
 
 
+TLS_ALERT = b'\x15\x03\x01\x00\x02\x02\x0a'  # fatal: an unexpected message
+
+
 def by_name(service):
     """The address of a service, with the name that its certificate is for."""
     return service.address.replace('127.0.0.1', 'localhost')
@@ -1305,6 +1351,16 @@ WRONG_ADDRESSES = [  # what it raises, what that says; addresses
             *('', 'http://', ':5000', '/helloworld', 'my host:5000', 'http://evil%2fhost'),
             *('http//127.0.0.1:5000', 'https:/127.0.0.1:5000', '5000', 'http://5000'),
             *('http://127.0.0.1:5000?x=1', 'http://127.0.0.1:5000#x'),
+            *('good[::1]', 'good[::1]:80', '[::1]good', '[::1]good:80', 'http://[::1].evil'),
+            *('http://[::1]]', 'http://a b', 'http://127.0.0.1%1', 'http://a%00b'),
+        ],
+    ),
+    (
+        ValueError,
+        'a backslash or a control character',
+        [
+            *('http://127.0.0.1\0.evil.example', 'http://127.0.0.1\t.evil.example'),
+            *('http://a\n', 'http://a\r:80', 'http://a:5000/b\x7f', 'a\x1b', 'http://a\\b'),
         ],
     ),
     (
@@ -1392,6 +1448,7 @@ class TestTokenSettings:
 
 
 LIMITS = ['max_body', 'max_head', 'max_headers', 'read_timeout', 'idle_timeout', 'max_connections']
+LIMITS += ['max_age']
 
 
 class TestNumbers:
@@ -1427,6 +1484,22 @@ class TestNumbers:
         """A size that is a float, or that no machine has, is refused."""
         with pytest.raises(ValueError, match=r'max_body is a number \(int\) above 0 to 42949'):
             Friend('app1', 'http://127.0.0.1:9', max_body=size)
+
+    def test_default_max_body(self):
+        """By default both sides take bodies of up to 8 MiB, to the byte."""
+        friend = Friend('app1', make())
+        around = len('{"args":[""],"kwargs":{},"token":null}')
+        most = (8 << 20) - around
+        assert len(friend.send('/echo', 'x' * most)) == most
+        with pytest.raises(TooLarge, match='the call of 8388609 bytes is over max_body=8388608'):
+            friend.send('/echo', 'x' * (most + 1))
+        body = b'{"args":["%b"]}' % (b'x' * ((8 << 20) - 12))
+        assert ask(make(), body)[0] == 413
+        large = Friend('app1', make(max_body=9 << 20))
+        with pytest.raises(ValueError, match='the reply of .* is over max_body=8388608'):
+            friend_of(lambda: 'x' * (8 << 20)).send('/f')
+        with pytest.raises(TooLarge):
+            large.send('/echo', 'x' * (8 << 20))
 
     def test_short_time_limit_of_the_system(self, monkeypatch):
         """The longest wait that a system knows (Windows: 49 days) bounds times, not sizes."""
@@ -4719,6 +4792,125 @@ class TestListener:
                 assert friend.send('/echo', 1) == 1
             assert statuses(receive(idle)) == [408]
 
+    def test_no_thread_left(self, monkeypatch):
+        """A newcomer that gets no thread is told 503, and the longest idle makes room."""
+        start, failed = threading.Thread.start, []
+
+        def fail_once(thread):
+            if failed:
+                return start(thread)
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+
+        with serving() as service, contextlib.ExitStack() as stack:
+            socks = []
+            for _ in range(2):
+                socks.append(stack.enter_context(connect(service)))
+                socks[-1].sendall(request())
+                receive(socks[-1], b'["x"]')
+                until(lambda: len(waiting_connections_of(service)) == len(socks))
+            for number, idle in enumerate(socks):
+                failed.clear()
+                with monkeypatch.context() as patch:
+                    patch.setattr(threading.Thread, 'start', fail_once)
+                    if number:
+                        assert statuses(raw(service, b'', end=False)) == [503]
+                    else:
+                        with Friend('app1', service.address, timeout=TIMEOUT) as friend:
+                            with pytest.raises(Busy) as caught:
+                                friend.send('/echo', 1)
+                        assert (caught.value.status, caught.value.sent) == (503, False)
+                assert statuses(receive(idle)) == [408]
+                assert statuses(raw(service, request())) == [200]
+        assert len(service.ran) == 4
+
+    @pytest.mark.parametrize('is_friend', [False, True])
+    def test_no_memory_left(self, is_friend, monkeypatch):
+        """A request for which no memory is left is 503 and not run; others are served."""
+        with calling() as (service, friend):
+            fail_to_read(monkeypatch, 500000)
+            if is_friend:
+                with pytest.raises(Busy, match='no memory is left') as caught:
+                    friend.send('/echo', 'x' * 5000000)
+                assert (caught.value.status, caught.value.sent) == (503, False)
+            else:
+                assert statuses(raw(service, request(b'["%b"]' % (b'x' * 600000)))) == [503]
+            assert service.ran == []
+            assert friend.send('/echo', 'x' * 1000) == 'x' * 1000
+
+    def test_many_large_requests(self, monkeypatch):
+        """Beyond a bound of unfinished requests more are 503; small calls are answered."""
+        hold_at_most(monkeypatch, 250000)
+        body = b'{"args":["%b"]}' % (b'x' * 90000)
+        with calling(max_body=100000) as (service, friend), contextlib.ExitStack() as stack:
+            for count in (1, 2, 3):
+                sock = stack.enter_context(connect(service))
+                sock.sendall(request(body)[:-100])
+                until(lambda count=count: unread_bytes_of(service) > count * 89000)
+            for _ in range(3):
+                assert statuses(raw(service, request(body)[:-100], end=False)) == [503]
+                with pytest.raises(Busy) as caught:
+                    friend.send('/echo', 'x' * 90000)
+                assert (caught.value.status, caught.value.sent) == (503, False)
+                assert friend.send('/echo', 'small') == 'small'
+            assert {args for args, _ in service.ran} == {('small',)}
+            sock.sendall(request(body)[-100:])  # who came in time is served
+            assert statuses(receive(sock, b'x"]')) == [200]
+            stack.close()
+            until(lambda: unread_bytes_of(service) == 0)
+            assert friend.send('/echo', 'x' * 90000) == 'x' * 90000
+
+    def test_two_of_the_largest_requests(self, monkeypatch):
+        """However large max_body is, two bodies of that size may come at once."""
+        hold_at_most(monkeypatch, 1)
+        data = request(b'{"args":["%b"]}' % (b'x' * 999986))
+        with serving(max_body=1000000) as service, contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(connect(service)) for _ in range(2)]
+            for count, sock in enumerate(socks, 1):
+                sock.sendall(data[:-1])
+                until(lambda count=count: unread_bytes_of(service) > count * 999000)
+            for sock in socks:
+                sock.sendall(data[-1:])
+                assert statuses(receive(sock, b'x"]')) == [200]
+
+    @pytest.mark.parametrize('seconds, kept', [(269, True), (301, False)])
+    def test_old_connection(self, seconds, kept, clock):
+        """A connection of about 300 seconds is closed with a reply, and no call is lost."""
+        service = counting(make(idle_timeout=9999))
+        with calling(service) as (_, friend), connect(service) as sock:
+            sock.sendall(request())
+            assert b'\r\nKeep-Alive: ' in receive(sock, b'["x"]')
+            assert friend.send('/count') == 1
+            clock.shift(seconds)
+            sock.sendall(request())
+            assert (b'\r\nConnection: close\r\n' in receive(sock, b'["x"]')) is not kept
+            assert [friend.send('/count') for _ in range(2)] == ([2, 3] if kept else [2, 1])
+            clock.go_on()
+
+    def test_old_connections_of_many(self):
+        """With connections that get old all the time, 16 threads lose no call."""
+        service = counting(make(max_age=0.02))
+
+        def calls(thread):
+            told = [friend.send('/echo', [thread, i]) == [thread, i] for i in range(150)]
+            return told, [friend.send('/count') for _ in range(50)]
+
+        with calling(service) as (_, friend):
+            for told, _ in call_all(16, calls):
+                assert all(told)
+        assert len(service.ran) == 16 * 150
+
+    def test_keep_alive_probes(self, friend, service):
+        """Both sides ask the system to probe a silent connection, first after a minute."""
+        friend.send('/echo', 1)
+        socks = sockets_of(service, friend)
+        assert len(socks) >= 2
+        for sock in socks:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            for name in ('TCP_KEEPIDLE', 'TCP_KEEPALIVE'):
+                if hasattr(socket, name):
+                    assert sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == 60
+
     def test_all_busy(self):
         """If every connection is busy, a newcomer gets 503 at once."""
         with serving(holding(make(max_connections=2))) as service, contextlib.ExitStack() as stack:
@@ -5445,6 +5637,25 @@ Micro.typing('/ask')(lambda: friend.send('/f'))
 Micro.run()
 """
 
+UNANNOUNCED = """
+import sys
+from microconnect import Microservice
+Micro = Microservice('\\u0441\\u0435\\u0440\\u0432\\u0438\\u0441')
+Micro.typing('/stop')(lambda: Micro.stop() or 'bye')
+Micro.run(port=int(sys.argv[1]), host='127.0.0.1')
+print('ended', file=sys.stderr, flush=True)
+__import__('os')._exit(0)  # or Python itself complains of what it cannot flush
+"""
+
+NO_STDOUT = {  # what stands in the way of the announcement
+    'closed': 'import sys; sys.stdout.close()\n',
+    'closed by the parent': 'import os; os.close(1)\n',
+    'none': 'import sys; sys.stdout = None\n',
+    'full': 'import os; os.dup2(os.open("/dev/full", os.O_WRONLY), 1)\n',
+    'broken': 'import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1)\n',
+    'narrow': 'import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "cp1252")\n',
+}
+
 
 class TestRun:
     def test_announcement(self, capsys):
@@ -5461,6 +5672,19 @@ class TestRun:
         bound = address.replace('http://127.0.0.1', '0.0.0.0')
         told = f'app1: listening on {bound}, here {address}; Ctrl-C stops it\n'
         assert capsys.readouterr().out == told
+
+    @pytest.mark.parametrize('lines', NO_STDOUT.values(), ids=NO_STDOUT)
+    def test_cannot_announce(self, lines):
+        """A service serves though it cannot print its announcement."""
+        if '/dev/full' in lines and not os.path.exists('/dev/full'):
+            pytest.skip('there is no /dev/full here')
+        address = dead_address()
+        with running('-c', lines + UNANNOUNCED, address.rpartition(':')[2]) as process:
+            with Friend('app1', address, timeout=TIMEOUT) as friend:
+                friend.wait(TIMEOUT)
+                assert friend.send('/stop') == 'bye'
+            code, printed, complaint = outcome(process)
+        assert (code, printed, complaint) == (0, [], 'ended\n')
 
     def test_stopped_at_once(self, monkeypatch, capsys):
         """run ends in good order, even if another thread stopped it before it could say so."""
@@ -5940,6 +6164,34 @@ class TestAddresses:
             friend.send('/echo')
         assert len(tried) == 1 and 8 < tried[0] <= 9
 
+    def test_scope_of_ipv6(self, monkeypatch, proxies):
+        """The scope of a link-local address is kept to connect by, and left out of Host."""
+        found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, '', ('fe80::1', 5000, 0, 7))]
+        tried = []
+        look_up_by(monkeypatch, found, tried)
+        with Friend('app1', '[fe80::1%eth0]:5000') as friend:
+            with pytest.raises(Unreachable, match=r'cannot connect to \[fe80::1\]:5000'):
+                friend.send('/echo')
+        assert tried == [('fe80::1%7', 5000)]
+
+    def test_scope_of_ipv6_is_not_sent(self, monkeypatch, proxies):
+        """The Host of a call to an address with a scope is the address alone."""
+        got = []
+        with peer(answers(response(), got=got)) as address:
+            port = int(address.rpartition(':')[2])
+            local = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.0.1', port))]
+            asked = []
+
+            def look_up(host, *args, look_up=socket.getaddrinfo, **kwargs):
+                asked.append(host)
+                return local if 'fe80' in host else look_up(host, *args, **kwargs)
+
+            monkeypatch.setattr(socket, 'getaddrinfo', look_up)
+            with Friend('app1', f'[fe80::1%eth0]:{port}') as friend:
+                assert friend.send('/echo') == 'x'
+        assert asked[0] == 'fe80::1%eth0'
+        assert f'Host: [fe80::1]:{port}' in got[0].decode().split('\r\n')
+
     def test_name_that_cannot_be_looked_up(self):
         """A host name that is too long for DNS is Unreachable."""
         with Friend('app1', f'http://{"a" * 64}.invalid:1') as friend:
@@ -6404,6 +6656,31 @@ class TestWaiting:
             with pytest.raises(CallTimeout, match=r'refused.*; cannot connect to .*refused'):
                 friend.wait(0.05)
 
+    @pytest.mark.parametrize('reason', ['503', 'certificate verify failed', 'https://'])
+    @pytest.mark.parametrize('timeout', [0.3, 1.2])
+    def test_wait_tells_the_reason(self, reason, timeout, tls_service):
+        """The error tells why the service does not answer, and not that there was no time."""
+        script = lambda sock, *_: call_on(sock) and sock.sendall(BUSY)  # noqa: E731
+        with peer(script) as busy:
+            address = {
+                '503': busy,
+                'certificate verify failed': by_name(tls_service),
+                'https://': tls_service.address.replace('https:', 'http:'),
+            }[reason]
+            with Friend('app1', address) as friend:
+                with soon(), pytest.raises(CallTimeout, match=reason) as caught:
+                    friend.wait(timeout)
+        assert f'did not answer within {timeout} s: ' in str(caught.value)
+        assert 'in time' not in str(caught.value)
+        assert caught.value.sent is False
+
+    def test_wait_tells_the_last_reason(self):
+        """If the reason changes, the error tells the last one that had time to be real."""
+        replies = [response(b'', '502 Bad Gateway'), *[BUSY] * 99]
+        with peer(answers(*replies)) as address, Friend('app1', address) as friend:
+            with pytest.raises(CallTimeout, match='within 1.4 s: it answered 503'):
+                friend.wait(1.4)
+
 
 DIRECT = ['[::1]', '[0:0:0:0:0:0:0:1]', '[::ffff:127.0.0.1]', 'localhost.', '127.0.0.2']
 
@@ -6427,6 +6704,18 @@ class TestProxies:
         proxies('http://127.0.0.1:9')
         context = tls_client if address.startswith('https') else None
         assert proxy_of(Friend('app1', address, ssl_context=context)) is None
+
+    @pytest.mark.parametrize(
+        'host',
+        [
+            *('127.evil.example', '127.0.0.1.evil.example', 'localhost.evil.example', '128.0.0.1'),
+            *('127.0.0.1.', '[::2]', '[fe80::1]', '[::ffff:128.0.0.1]'),
+        ],
+    )
+    def test_not_this_machine(self, host, proxies):
+        """What only looks like a loopback address is called through the proxy."""
+        proxies('http://127.0.0.1:9')
+        assert proxy_of(Friend('app1', f'http://{host}:5000')) is not None
 
     @pytest.mark.parametrize('listed', ['service.invalid', 'service.invalid:5000', '.invalid', '*'])
     def test_no_proxy(self, listed, proxies, monkeypatch):
@@ -6623,6 +6912,83 @@ class TestTls:
                 friend.send('/echo', 1)
         assert caught.value.sent is False
         assert service.ran == tls_service.ran == []
+
+    @pytest.mark.parametrize('start', [b'', b'\x16\x03\x01', b'\x16\x03\x01\x02\x00\x01'])
+    def test_silent_client_makes_room(self, start, tls_server, tls_client):
+        """At max_connections, a client that does not finish its handshake makes room."""
+        service = make(max_connections=2)
+        with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
+            with connect(service) as first, connect(service) as second:
+                for sock in (first, second):
+                    sock.sendall(start)
+                until(lambda: len(waiting_connections_of(service)) == 2)
+                with Friend('app1', by_name(service), ssl_context=tls_client) as friend:
+                    assert friend.send('/echo', 1) == 1
+                    assert receive(first) in (b'', TLS_ALERT)
+                    assert friend.send('/echo', 2) == 2
+
+    @pytest.mark.parametrize('version', ['TLSv1_2', 'TLSv1_3'])
+    def test_client_certificate(self, version, tls_server, tls_client, tmp_path, caplog):
+        """A service may want a certificate: without the right one a friend runs nothing."""
+        caplog.set_level(logging.DEBUG)
+        tls_server.verify_mode = ssl.CERT_REQUIRED
+        tls_server.load_verify_locations(cadata=CERTIFICATE)
+        tls_server.maximum_version = getattr(ssl.TLSVersion, version)
+        service = make()
+        with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
+            for number in (1, 2):
+                with Friend('app1', by_name(service), ssl_context=tls_client) as friend:
+                    with pytest.raises(Unreachable) as caught:
+                        friend.send('/echo', 1)
+                    assert caught.value.sent is False
+                    assert 'certificate' in str(caught.value)
+                until(lambda number=number: len(caplog.records) == number)
+            assert {record.levelname for record in caplog.records} == {'DEBUG'}
+            for line in caplog.messages:
+                assert line.startswith('a TLS handshake failed: ') and '\n' not in line
+            tls_client.load_cert_chain(str(tmp_path / 'server.pem'))
+            with Friend('app1', by_name(service), ssl_context=tls_client) as friend:
+                assert friend.send('/echo', 1) == 1
+            assert len(service.ran) == 1
+
+    def test_http_to_a_tls_port(self, tls_service, tls_client, caplog):
+        """A call by http:// to a service of https:// is Unreachable, and says what to write."""
+        caplog.set_level(logging.DEBUG)
+        for number, value in enumerate((1, 'x' * 1000000), 1):
+            address = tls_service.address.replace('https:', 'http:')
+            with Friend('app1', address, timeout=TIMEOUT) as friend:
+                with pytest.raises(Unreachable, match='https:// instead of http://') as caught:
+                    friend.send('/echo', value)
+            assert caught.value.sent is False
+            until(lambda number=number: len(caplog.messages) == number)
+        assert {record.levelname for record in caplog.records} == {'DEBUG'}
+        assert all(line.startswith('a TLS handshake failed: ') for line in caplog.messages)
+        with Friend('app1', by_name(tls_service), ssl_context=tls_client) as friend:
+            assert friend.send('/echo', 1) == 1
+        assert tls_service.ran == [((1,), {})]
+
+    @pytest.mark.parametrize('alert', [b'\x02\x0a', b'\x02\x46', b'\x01\x00'])
+    def test_peer_that_answers_by_an_alert(self, alert):
+        """A TLS alert in answer to a first call by http:// says that it was not read."""
+        with peer(answers(b'\x15\x03\x03\x00\x02' + alert)) as address:
+            with Friend('app1', address) as friend:
+                with pytest.raises(Unreachable, match='https:// instead of http://') as caught:
+                    friend.send('/echo')
+        assert caught.value.sent is False
+
+    def test_alert_on_a_kept_connection(self):
+        """Bytes like an alert where HTTP was spoken are no reply: the call may have run."""
+
+        def script(sock, *_):
+            for reply in (response(), TLS_ALERT):
+                call_on(sock)
+                sock.sendall(reply)
+
+        with peer(script) as address, Friend('app1', address) as friend:
+            assert friend.send('/echo') == 'x'
+            with pytest.raises(BadReply) as caught:
+                friend.send('/echo')
+        assert caught.value.sent is True
 
 
 class TestAsend:
