@@ -230,6 +230,7 @@ def each_way(request, monkeypatch):
         clock = microconnect._Clock()
         clock.wake = lambda: False
         monkeypatch.setattr(microconnect, '_clock', clock)
+    return request.param
 
 
 def wait_of(one):
@@ -1879,7 +1880,7 @@ Micro.typing('/deep')(deep)
 texts = [told(ValueError, friend.send, '/deep')]
 texts.append(told(BadCall, friend.send, '/echo', 'x', deep()))
 texts.append(told(BadCall, friend.send, '/echo', key=deep()))
-texts.extend(at_depth(depth) for depth in (*range(0, 700, 100), 850, 900, 940))
+texts.extend(at_depth(depth) for depth in (0, 300, 600, 850, 900, 940))
 for text in texts:
     print(text.endswith(': nested too deeply'), len(text) < 150)
 """
@@ -2059,7 +2060,7 @@ class TestValues:
             value = [value]
         with pytest.raises(BadCall, match=r'args[][0]+\.\.\.: nested too deeply'):
             Friend('app1', make()).send('/echo', value)
-        assert run(DEEP + DEEP_VALUES) == (0, ['True'] * 26, '')
+        assert run(DEEP + DEEP_VALUES) == (0, ['True'] * 18, '')
 
     def test_json_nested_too_deeply(self):
         """JSON nested too deeply is a 400 for a service, and a BadReply for a friend."""
@@ -3293,8 +3294,10 @@ class TestTimeOfACall:
         assert caught.value.sent is False
 
     @needs_timers
-    def test_signals(self):
+    def test_signals(self, each_way):
         """Signals that arrive all the time do not extend the timeout."""
+        if each_way == 'by the sockets' and sys.implementation.name == 'pypy':
+            pytest.skip('after each signal, PyPy begins the timeout of a socket anew')
         with handling(signal.SIGALRM, lambda *_: None):
             with peer(drip(b'', b'')) as address:
                 signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
@@ -6793,8 +6796,6 @@ class TestProxies:
             with Friend('app1', 'https://service.invalid', ssl_context=tls_client) as friend:
                 with pytest.raises(Unreachable, match='proxy .*403 Forbidden') as caught:
                     friend.send('/echo')
-                if sys.implementation.name == 'pypy':
-                    gc.collect()  # what CPython closes at once
                 assert ended.wait(TIMEOUT)  # though the error is kept
         assert caught.value.sent is False
         del caught
