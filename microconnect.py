@@ -1684,7 +1684,7 @@ _PIECE = 1 << 16  # bytes of a large body read at a time
 _BLOCK = 1 << 18  # bytes that have to move within read_timeout
 _HELD = 64 << 20  # bytes of unfinished requests at once, if max_body is not larger
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
-_LAST_WORDS = 0.1  # seconds at stop for latecomers to be refused, and for replies in flight
+_LAST_WORDS = 0.1  # seconds that a refused peer has at stop to take its 408 or 503
 _TLS_ALERT = b'\x15\x03\x01\x00\x02\x02\x0a'  # fatal: unexpected message (RFC 8446, 6)
 _UNEXPECTED_EOF = 0x80  # ssl.OP_IGNORE_UNEXPECTED_EOF, which Python names from 3.10
 
@@ -1927,14 +1927,14 @@ class _Listener(http.server.ThreadingHTTPServer):
         for connection, sock, key in waits:  # the key first, as in _make_room
             if not connection.is_answering:
                 sock.end(key)
-        while self._is_answering() and self.stop_by > time.monotonic():
+        while self.stop_by > time.monotonic() and not self._are_all(answering=False):
             self._accept(self.stop_by - time.monotonic())
         for _ in range(self.request_queue_size):  # those who came last get an answer too
             if not self._accept(0):
                 break
         self.server_close()
-        last = time.monotonic() + _LAST_WORDS
-        while self.connections and last > time.monotonic():
+        last = time.monotonic() + 10 * _LAST_WORDS  # much, for a machine under load
+        while time.monotonic() < last and not self._are_all(answering=True):
             time.sleep(0.001)
         for connection in self.connections.copy():
             connection.sock.end(connection.sock.key, cut=True)
@@ -1959,8 +1959,9 @@ class _Listener(http.server.ThreadingHTTPServer):
         if held > max(_HELD, 2 * self.micro.max_body):
             raise Busy('too many large requests at once; try again later')
 
-    def _is_answering(self) -> bool:
-        return any(connection.is_answering for connection in self.connections.copy())
+    def _are_all(self, answering: bool) -> bool:
+        """Whether each connection is answering a call, or whether none is."""
+        return all(one.is_answering == answering for one in self.connections.copy())
 
     def _make_room(self) -> bool:
         """Close the connection that is idle the longest; False if none is idle."""
