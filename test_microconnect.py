@@ -265,6 +265,12 @@ def linger_briefly(monkeypatch):
     monkeypatch.setattr(microconnect, '_LINGER', 0.05)
 
 
+def rest_for(monkeypatch, seconds):
+    """Let a thread of `asend` that has nothing to do end after *seconds*; there is none yet."""
+    monkeypatch.setattr(microconnect, '_WORKER_IDLE', seconds)
+    monkeypatch.setattr(microconnect, '_workers', microconnect._Workers())
+
+
 def hold_at_most(monkeypatch, size):
     """Let a service hold *size* bytes of unfinished requests, if twice max_body is not more."""
     monkeypatch.setattr(microconnect, '_HELD', size)
@@ -5835,6 +5841,19 @@ print(is_late(), in_child(is_late), is_late())
 """,
         '7 7 7',
     ),
+    'asend works in a child': (
+        """
+import asyncio
+with Micro.start():
+    friend = Friend('app1', Micro.address, timeout=9)
+    async def calls():
+        return await asyncio.gather(*(friend.asend('/count') for _ in range(9)))
+    def child():
+        return 0 if len(asyncio.run(calls())) == 9 else 1
+    print(len(asyncio.run(calls())), in_child(child), len(asyncio.run(calls())))
+""",
+        '9 0 9',
+    ),
     'a child does not serve what its parent does': (
         """
 def is_open(port):
@@ -7105,6 +7124,116 @@ class TestAsend:
             raised.append((type(caught.value), str(caught.value)))
         assert raised[0] == raised[1]
 
+    def test_without_asyncio(self):
+        """Without a loop of asyncio, asend says so, and calls nothing."""
+        service = make()
+        friend = Friend('app1', service)
+        for call in (friend.asend('/echo', 1), friend.asend('/echo', object())):
+            with pytest.raises(RuntimeError, match='asyncio'):
+                call.send(None)  # as another kind of loop would
+        with background(lambda: friend.asend('/echo', 1).send(None)) as call:
+            with pytest.raises(RuntimeError, match='asyncio'):
+                call.result(TIMEOUT)
+        assert service.ran == []
+
+    def test_threads_are_used_again(self, service, monkeypatch):
+        """Calls one after the other need a thread or two, not one each, in several loops too."""
+        used = set()
+
+        class Noting(Friend):
+            def send(self, *args):
+                used.add(threading.get_ident())
+                return super().send(*args)
+
+        async def main():
+            for number in range(50):
+                assert await friend.asend('/echo', number) == number
+
+        rest_for(monkeypatch, TIMEOUT)
+        with Noting('app1', service.address, timeout=TIMEOUT) as friend:
+            for _ in range(3):
+                asyncio.run(main())
+        assert len(used) <= 5
+
+    def test_many_at_once(self):
+        """200 calls of 0.2 seconds at once end in far less time than one after the other."""
+
+        async def nap(value):
+            await asyncio.sleep(0.2)
+            return value
+
+        async def main():
+            return await asyncio.gather(*(friend.asend('/f', i) for i in range(200)))
+
+        with calling(service_of(nap)) as (_, friend):
+            with soon():
+                assert asyncio.run(main()) == list(range(200))
+
+    def test_threads_end(self, service, friend, monkeypatch):
+        """Threads that are idle for a while end, and later calls get new ones."""
+
+        async def main(count):
+            return await asyncio.gather(*(friend.asend('/echo', i) for i in range(count)))
+
+        rest_for(monkeypatch, 0.05)
+        assert friend.send('/echo', 1) == 1
+        workers = set(threading.enumerate())
+        for count in (1, 20, 3):
+            assert asyncio.run(main(count)) == list(range(count))
+            friend.close()
+            until(lambda: not [one for one in set(threading.enumerate()) - workers if one.daemon])
+
+    def test_call_as_a_thread_ends(self, service, friend, monkeypatch):
+        """A call that comes just as an idle thread would end is not lost."""
+
+        async def main():
+            rnd = random.Random(7)
+            for number in range(60):
+                call = friend.asend('/echo', number)
+                assert await asyncio.wait_for(call, TIMEOUT) == number
+                await asyncio.sleep(0.018 + 0.004 * rnd.random())
+
+        rest_for(monkeypatch, 0.02)
+        asyncio.run(main())
+        assert len(service.ran) == 60
+
+    def test_cancelled_calls_disturb_nobody(self):
+        """Calls beside and after cancelled ones, also before they began, get their own replies."""
+
+        async def main():
+            held = [asyncio.ensure_future(friend.asend('/hold')) for _ in range(3)]
+            unbegun = asyncio.ensure_future(friend.asend('/echo', 'never'))
+            unbegun.cancel()
+            for _ in held:
+                acquire = functools.partial(service.held.acquire, timeout=TIMEOUT)
+                await asyncio.get_running_loop().run_in_executor(None, acquire)
+            for call in held[:2]:
+                call.cancel()
+            assert await asyncio.gather(*(friend.asend('/echo', i) for i in range(20))) == [
+                *range(20)
+            ]
+            service.release.set()
+            assert await held[2] == 'held'
+            for number in range(20):
+                assert await friend.asend('/echo', number) == number
+            for call in (*held[:2], unbegun):
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+
+        with calling(holding(make())) as (service, friend):
+            asyncio.run(main())
+        assert (('never',), {}) not in service.ran
+
+    def test_context_of_the_caller(self):
+        """A call made in a loop reaches a service of this process, however its rule is made."""
+
+        async def main(friend):
+            return await asyncio.gather(*(friend.asend(f'/{rule}echo', 1) for rule in ('', 'a')))
+
+        service = make_async()
+        assert asyncio.run(main(Friend('app1', service))) == [1, 1]
+        service.stop()
+
     def test_timeout(self):
         """No reply in time is a CallTimeout for asend too."""
         with calling(holding(make()), timeout=0.05) as (service, friend):
@@ -7219,6 +7348,39 @@ class TestModule:
                         assert type(again) is type(caught.value)
         finally:
             del sys.modules['first_copy'], sys.modules['second_copy']
+
+    def test_service_of_another_copy(self):
+        """A service of another copy of the module is an address in this process."""
+        one = load('first_copy')
+        try:
+            service = one.Microservice('one', token=SECRET)
+            service.typing('/f')(lambda a: a + 1)
+            subclass = type('Sub', (one.Microservice,), {})('sub')
+            subclass.typing('/f')(lambda a: a + 1)
+            for address in (service, subclass, [service, subclass]):
+                friend = Friend('app1', address, token=SECRET)
+                assert [friend.send('/f', number) for number in range(4)] == [1, 2, 3, 4]
+                assert friend.ping()
+            friend = Friend('app1', service, token=SECRET)
+            assert repr(friend) == "<Friend 'app1' at one (in process)>"
+            with pytest.raises(TypeError) as caught:
+                friend.send('/f', 'x')
+            assert type(caught.value).__module__ == 'microconnect'
+            with pytest.raises(BadArguments):
+                friend.send('/f')
+            with pytest.raises(Forbidden):
+                Friend('app1', service).send('/f', 1)
+            mine = one.Friend('app1', make())
+            assert mine.send('/echo', 1) == 1
+            for held in (friend, service, mine):
+                for caller in (Friend('app1', make()), mine):
+                    with pytest.raises(ValueError, match='has no JSON form'):
+                        caller.send('/echo', held)
+            for wrong in (one, one.Microservice, mine, 7):
+                with pytest.raises(TypeError):
+                    Friend('app1', wrong).send('/f', 1)
+        finally:
+            del sys.modules['first_copy']
 
 
 class TestDocuments:
