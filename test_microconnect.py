@@ -7224,8 +7224,8 @@ class TestAsend:
             asyncio.run(main())
         assert (('never',), {}) not in service.ran
 
-    def test_context_of_the_caller(self):
-        """A call made in a loop reaches a service of this process, however its rule is made."""
+    def test_service_of_this_process(self):
+        """asend reaches plain and async rules of a service of this process."""
 
         async def main(friend):
             return await asyncio.gather(*(friend.asend(f'/{rule}echo', 1) for rule in ('', 'a')))
