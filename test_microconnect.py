@@ -1246,18 +1246,22 @@ class TestRuleSettings:
         """A method in the body of its class is refused, and the error says what to write."""
         service = make()
         told = r"\.get is a method, and has no object here; .*: Micro.typing\('/get'\)\(obj.get\)"
-        for scope in (
+        for line in (
             'def get(self): pass',
             'def get(self, key, *, more=1): pass',
             'def get(cls): pass',
             'async def get(self): pass',
-            'get = decorate(lambda self: 1)\n    get = undecorated',
         ):
-            body = f'class Box:\n    @service.typing("/f")\n    {scope}'
-            if 'undecorated' in scope:
-                body = 'class Box:\n    def get(self, a=1): pass\nservice.typing("/f")(Box.get)'
             with pytest.raises(TypeError, match=told):
+                body = f'class Box:\n    @service.typing("/f")\n    {line}'
                 exec(body, {'service': service, '__name__': '__main__'})
+
+        class Local:
+            def get(self, a=1):
+                """Without an object, too."""
+
+        with pytest.raises(TypeError, match=told):
+            service.typing('/f')(Local.get)
         assert ask(service, path='/f')[0] == 404
 
     def test_what_looks_like_a_method(self):
@@ -1275,8 +1279,6 @@ class TestRuleSettings:
             def static(a):
                 return a
 
-            static_of_body = static.__func__ if hasattr(static, '__func__') else static
-
             class Inner:
                 def __call__(self, a):
                     return a
@@ -1289,7 +1291,7 @@ class TestRuleSettings:
         named = lambda self: self  # noqa: E731
         for function in (
             *(Box().bound, Box.of_class, Box().of_class, Box.static, Box().static),
-            *(Box.static_of_body, Box.Inner(), nested, named, space['plain']),
+            *(Box.Inner(), nested, named, space['plain']),
             *(space['Box'].static, functools.partial(Box.bound, Box())),
         ):
             assert friend_of(function).send('/f', 7) == 7
