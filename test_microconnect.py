@@ -1888,7 +1888,7 @@ Micro.typing('/deep')(deep)
 texts = [told(ValueError, friend.send, '/deep')]
 texts.append(told(BadCall, friend.send, '/echo', 'x', deep()))
 texts.append(told(BadCall, friend.send, '/echo', key=deep()))
-texts.extend(at_depth(depth) for depth in (0, 300, 600, 850, 900, 940))
+texts.extend(at_depth(depth) for depth in (300, 600, 850, 900, 940))
 for text in texts:
     print(text.endswith(': nested too deeply'), len(text) < 150)
 """
@@ -2068,7 +2068,7 @@ class TestValues:
             value = [value]
         with pytest.raises(BadCall, match=r'args[][0]+\.\.\.: nested too deeply'):
             Friend('app1', make()).send('/echo', value)
-        assert run(DEEP + DEEP_VALUES) == (0, ['True'] * 18, '')
+        assert run(DEEP + DEEP_VALUES) == (0, ['True'] * 16, '')
 
     def test_json_nested_too_deeply(self):
         """JSON nested too deeply is a 400 for a service, and a BadReply for a friend."""
