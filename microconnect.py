@@ -2330,10 +2330,13 @@ class _Link:
             if not sock.finish() and not is_late:
                 # The connection is still open: perhaps it was not the connection that failed.
                 is_late, unsent = True, None
-            is_alert = reader.buffer[:2] == b'\x15\x03' or 'ALERT' in getattr(error, 'reason', '')
-            if is_alert and not self.retire_at:
+            is_plain = reader.buffer[:2] == b'\x15\x03'  # an alert of TLS in a reply to HTTP
+            alert = re.search(
+                'ALERT.*(CERT|_CA|HANDSHAKE|DENIED)', f'{getattr(error, "reason", "")}'
+            )
+            if (is_plain or alert) and not self.retire_at:
                 # TLS 1.3 reports a refused client certificate after the client's handshake.
-                why = 'https:// instead of http://' if reader.buffer else 'the right certificate'
+                why = 'https:// instead of http://' if is_plain else 'the right certificate'
                 raise Unreachable(f'the service refused the TLS handshake: {why}?') from None
             raise _call_failure(error, unsent, is_late) from None
         # Bytes after the reply are not the next call's reply: do not reuse the connection.
