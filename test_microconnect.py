@@ -1013,7 +1013,7 @@ ERRORS = [  # class, the builtin that it is too, `sent`, its status, all statuse
     (Unreachable, ConnectionError, False, None, ()),
     (ConnectionLost, ConnectionError, True, None, ()),
     (CallTimeout, TimeoutError, True, None, ()),
-    (BadReply, ValueError, True, None, (201, 204, 302, 304, 418, 429, 502, 504)),
+    (BadReply, ValueError, True, None, (201, 204, 301, 302, 304, 307, 407, 418, 429, 502, 504)),
     (BadCall, ValueError, False, 400, (400, 411, 414, 415, 417, 505)),
     (BadArguments, TypeError, False, 422, (422,)),
     (Forbidden, PermissionError, False, 401, (401, 403)),
@@ -1023,7 +1023,7 @@ ERRORS = [  # class, the builtin that it is too, `sent`, its status, all statuse
     (RemoteError, Exception, True, 500, (500,)),
 ]
 
-NEVER_RAN = (302, 304, 429)  # said by who did not let the call through
+NEVER_RAN = (301, 307, 407, 429)  # said by who did not let the call through
 
 STATUSES = each((kind, builtin, statuses) for kind, builtin, *_, statuses in ERRORS)
 
@@ -1041,7 +1041,7 @@ ODD += ['print', 'int', '__name__', 'json.JSONDecodeError', 'é\0\ud800', 'x' * 
 
 STRANGERS = [  # status line, what is raised, `sent`
     ('301 Moved Permanently', BadReply, False),
-    ('302 Found', BadReply, False),
+    ('302 Found', BadReply, True),  # what many answer after they have run a POST
     ('307 Temporary Redirect', BadReply, False),
     ('308 Permanent Redirect', BadReply, False),
     ('403 Forbidden', Forbidden, False),
@@ -1136,7 +1136,7 @@ class TestErrors:
         with peer(answers(reply)) as address, Friend('app1', address) as friend:
             with pytest.raises(BadReply, match=r'\(Location: /x{199}\) answered 302') as caught:
                 friend.send('/echo')
-        assert caught.value.sent is False
+        assert caught.value.sent is True
 
     @pytest.mark.parametrize('name', [name for name in RAISED if name not in NEVER])
     def test_remote_error_is_the_builtin(self, name):
@@ -1671,22 +1671,19 @@ class NotThere:
         raise TypeError('boolean value of NA is ambiguous')
 
 
-class Array:
-    """As an array of several numbers: to compare it gives several answers."""
-
-    __hash__ = None
-
-    def __ne__(self, other):
-        return NotThere()
+NotThere.__name__, NotThere.__module__ = 'NAType', 'pandas'
 
 
-class Incomparable:
-    __hash__ = None
+class Unsaved:
+    """Equal to nothing, not even to itself, as records without a key often are."""
+
+    id = None
 
     def __eq__(self, other):
         raise LookupError('never compared')
 
     __ne__ = __eq__
+    __hash__ = None
 
 
 class Ghost:
@@ -1726,6 +1723,7 @@ VALUES = [  # what a function returns, and its JSON
     (Sample([Sample('v')]), SAMPLE % (('[' + SAMPLE % (('"v"',) * 3) + ']',) * 3)),
     (Slots(), '{"a":1,"b":2}'),
     (Nobody(), '{}'),
+    (Unsaved(), '{"id":null}'),
     (Holder(b=1, a=Colour.RED), '{"a":"red","b":1}'),
     (types.SimpleNamespace(b=1, a=2, _c=3), '{"a":2,"b":1}'),
     (ValueError('why', 7), '{"args":["why",7]}'),
@@ -1819,12 +1817,9 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
     ([...], '[0]: ellipsis has no JSON form', TypeError),
     ([functools.partial(len)], '[0]: functools.partial has no JSON form', TypeError),
     ([re.compile('x')], '[0]: ', TypeError),
-    (Missing(), f': {__name__}.Missing has no JSON form', TypeError),
     ([NotATime(2024, 2, 29)], f'[0]: {__name__}.NotATime has no JSON form', TypeError),
     ({'a': NotADuration(1)}, f"['a']: {__name__}.NotADuration has no JSON", TypeError),
-    (Holder(a=[1, NotThere()]), f'.a[1]: {__name__}.NotThere has no JSON form', TypeError),
-    (Point(Array()), f'.y: {__name__}.Array has no JSON form', TypeError),
-    ([Incomparable()], f'[0]: {__name__}.Incomparable has no JSON form', TypeError),
+    (Holder(a=[1, NotThere()]), '.a[1]: pandas.NAType has no JSON form', TypeError),
     ([decimal.Decimal('NaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
     ([decimal.Decimal('sNaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
     (collections.UserList([1, math.nan]), f'[1]: {NO_JSON}', ValueError),
@@ -2256,7 +2251,8 @@ class TestValues:
             pass
 
         setattr(Known, name, lambda self: {'a': 1})
-        told = f'args[0][1].row: {__name__}.Known has no JSON form: send its {form}'
+        Known.__module__ = 'pandas.core'
+        told = f'args[0][1].row: pandas.core.Known has no JSON form: send its {form}'
         service = make()
         with pytest.raises(BadCall) as caught:
             Friend('app1', service).send('/echo', [1, Holder(row=Known(a=1))])
@@ -2286,10 +2282,10 @@ class TestValues:
         bound_iterators(monkeypatch, 1000)
         service = make()
         for wrap, where in ((lambda v: v, '[0]'), (lambda v: [1, {'k': v}], "[0][1]['k']")):
-            told = re.escape(f'{where}: an iterator of over 1000 items')
+            told = re.escape(f'{where}: an iterator gave more than 1000 bytes')
             with pytest.raises(BadCall, match=f'args{told}'):
                 Friend('app1', service).send('/echo', wrap(endless()))
-            kind = 'an iterator of over|the reply of .* is over max_body'
+            kind = 'an iterator gave more than|the reply of .* is over max_body'
             with pytest.raises(ValueError, match=kind):
                 friend_of(lambda wrap=wrap: wrap(endless()), max_body=1000).send('/f')
         assert service.ran == []
@@ -2303,19 +2299,19 @@ class TestValues:
                 taken.append(number)
                 yield 1
 
-        with pytest.raises(ValueError, match='the reply of .* bytes is over max_body=1000'):
+        with pytest.raises(ValueError, match='an iterator gave more than 1000 bytes'):
             friend_of(endless, max_body=1000).send('/f')
         assert len(taken) <= 501  # an item takes two bytes at least
         bound_iterators(monkeypatch, 500)
         for value in (endless, lambda: [endless()]):
             taken.clear()
-            with pytest.raises(BadCall, match='an iterator of over 500 items'):
+            with pytest.raises(BadCall, match='an iterator gave more than 500 bytes'):
                 Friend('app1', make()).send('/echo', value())
-            assert len(taken) <= 2 * 501  # once to encode, and once to name the place
+            assert len(taken) <= 2 * 251  # once to encode, and once to name the place
 
     def test_iterator_that_just_fits(self, monkeypatch):
         """An iterator of as many items as are allowed is sent whole."""
-        bound_iterators(monkeypatch, 500)
+        bound_iterators(monkeypatch, 1000)
         echo = Friend('app1', make())
         assert echo.send('/echo', iter(range(500))) == list(range(500))
         reply = friend_of(lambda: (1 for _ in range(499)), max_body=1001)  # "[[1,...,1]]"
@@ -4851,7 +4847,7 @@ class TestListener:
 
     def test_many_large_requests(self, monkeypatch):
         """Beyond a bound of unfinished requests more are 503; small calls are answered."""
-        hold_at_most(monkeypatch, 250000)
+        hold_at_most(monkeypatch, 300000)
         body = b'{"args":["%b"]}' % (b'x' * 90000)
         with calling(max_body=100000) as (service, friend), contextlib.ExitStack() as stack:
             for count in (1, 2, 3):
