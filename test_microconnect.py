@@ -3775,6 +3775,15 @@ def later(ran):
     return function
 
 
+def with_self(ran):
+    """The same as a method."""
+
+    async def method(self, a, b=1):
+        ran.append(a)
+
+    return method
+
+
 def noted_first(ran):
     """A decorator's function that notes the call itself."""
     return functools.wraps(lambda a, b=1: None)(lambda *args, **kwargs: ran.append(args))
@@ -3795,15 +3804,15 @@ DECORATED = {  # what is made around a function that notes its calls
     'partial': lambda ran: functools.partial(noting(ran)),
     'partial of wraps': lambda ran: functools.partial(through(noting(ran))),
     'class': lambda ran: called_as(ran, __init__=lambda ran: lambda self, a, b=1: ran.append(a)),
-    'object': lambda ran: called_as(ran, __call__=lambda ran: staticmethod(noting(ran)))(),
+    'object': lambda ran: called_as(ran, __call__=lambda ran: lambda self, a, b=1: ran.append(a))(),
     'static': lambda ran: called_as(ran, get=lambda ran: staticmethod(noting(ran))).get,
     'async': later,
     'async wraps': lambda ran: through(later(ran)),
     'async partial': lambda ran: functools.partial(later(ran)),
-    'async object': lambda ran: called_as(ran, __call__=lambda ran: staticmethod(later(ran)))(),
+    'async object': lambda ran: called_as(ran, __call__=with_self)(),
 }
 
-BAD_ARGUMENTS = [  # argsBAD_ARGUMENTS = [  # args, kwargs that do not fit
+BAD_ARGUMENTS = [  # args, kwargs that do not fit
     ((), {}),
     ((1, 2, 3), {}),
     ((1,), {'d': 1}),
