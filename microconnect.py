@@ -2304,8 +2304,7 @@ class Microservice(_Rules):
                 for number in (signal.SIGINT, signal.SIGTERM):
                     if signal.getsignal(number) is not signal.SIG_IGN:
                         before[number] = signal.signal(number, stop)
-            bound = _netloc(listener.server_name, listener.server_port)
-            where = f'{bound}, here {listener.url()}'
+            where = f'{_netloc(listener.server_name, listener.server_port)}, here {listener.url()}'
             with contextlib.suppress(Exception):  # a closed or narrow stdout is no reason to end
                 print(f'{self.name}: listening on {where}; Ctrl-C stops it', flush=True)
             listener.serve()
