@@ -276,6 +276,11 @@ def hold_at_most(monkeypatch, size):
     monkeypatch.setattr(microconnect, '_HELD', size)
 
 
+def forget_idle_threads():
+    """Let the next asend need a new thread."""
+    microconnect._workers = None
+
+
 def fail_to_read(monkeypatch, size):
     """Let no memory be left once a connection has sent *size* bytes."""
     feed = microconnect._Reader.feed
@@ -4085,6 +4090,17 @@ class TestAnswer:
         assert record.getMessage() == '/fail raised'
         assert str(record.exc_info[1]) == 'for the log'
 
+    def test_long_log(self, caplog):
+        """However long the exceptions behind an exception are, the log line is cut."""
+
+        def fail():
+            raise ValueError('short') from KeyError('x' * 1000000)
+
+        with pytest.raises(ValueError, match='short'):
+            friend_of(fail).send('/f')
+        assert len(caplog.text) < 12000
+        assert 'characters cut' in caplog.text
+
     @pytest.mark.parametrize('debug', [False, True])
     def test_long_failure(self, debug, caplog):
         """An error of a megabyte is its own kind still; its texts are cut, and say so."""
@@ -4854,6 +4870,38 @@ class TestListener:
                 assert statuses(raw(service, request(b'["%b"]' % (b'x' * 600000)))) == [503]
             assert service.ran == []
             assert friend.send('/echo', 'x' * 1000) == 'x' * 1000
+
+    def test_no_memory_for_the_reply(self, monkeypatch):
+        """If the memory ends after a function ran, the caller is not told to send again."""
+        format_date, failed = microconnect.email.utils.formatdate, []
+
+        def fail_once(*args, **options):
+            if not failed:
+                failed.append(True)
+                raise MemoryError
+            return format_date(*args, **options)
+
+        with calling() as (service, friend):
+            monkeypatch.setattr(microconnect.email.utils, 'formatdate', fail_once)
+            with pytest.raises(ConnectionLost) as caught:
+                friend.send('/echo', 1)
+            assert caught.value.sent is True
+            assert friend.send('/echo', 2) == 2
+        assert len(service.ran) == 2
+
+    def test_small_requests_beside_large_ones(self, monkeypatch):
+        """A small request is served while large ones hold all that they may, in pieces too."""
+        hold_at_most(monkeypatch, 1)
+        with calling(max_body=100000) as (service, _), contextlib.ExitStack() as stack:
+            for count in (1, 2, 3):
+                sock = stack.enter_context(connect(service))
+                sock.sendall(request(b'x' * 99000)[:-30000])
+                until(lambda count=count: unread_bytes_of(service) > count * 60000)
+            small = stack.enter_context(connect(service))
+            for piece in (request()[:-5], request()[-5:]):
+                small.sendall(piece)
+                until(lambda: len(connections_of(service)) == 4)
+            assert statuses(receive(small, b'["x"]')) == [200]
 
     def test_many_large_requests(self, monkeypatch):
         """Beyond a bound of unfinished requests more are 503; small calls are answered."""
@@ -5674,6 +5722,23 @@ NO_STDOUT = {  # what stands in the way of the announcement
 }
 
 
+CLOSED_MEANWHILE = """
+import builtins, signal, socket, threading
+from microconnect import Microservice
+ours, theirs = socket.socketpair()
+theirs.setblocking(False)
+signal.set_wakeup_fd(theirs.fileno())
+Micro = Microservice('app1', token='secret')
+def close_and_stop(*words, **how):
+    theirs.close()
+    threading.Thread(target=Micro.stop).start()
+builtins.print = close_and_stop
+Micro.run(0, '127.0.0.1')
+Micro.run(0, '127.0.0.1')
+sys.stdout.write('ended twice')
+"""
+
+
 class TestRun:
     def test_announcement(self, capsys):
         """run prints where it listens, and what address to give to a friend here."""
@@ -5750,6 +5815,10 @@ class TestRun:
                 call.result(TIMEOUT)
             assert outcome(process) == (0, [], '')
 
+    def test_wakeup_descriptor_closed_meanwhile(self):
+        """run ends in good order, even if the wakeup descriptor of before is closed by then."""
+        assert run(CLOSED_MEANWHILE) == (0, ['ended', 'twice'], '')
+
     @needs_signals
     @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
     def test_signal_while_it_starts(self, number):
@@ -5781,6 +5850,7 @@ FORKING = """
 import os, signal, threading, warnings
 from microconnect import Friend, Microservice
 warnings.simplefilter('ignore')  # Python 3.12 warns of a fork beside threads
+JSON = {'Content-Type': 'application/json'}
 Micro = Microservice('app1', port=0, host='127.0.0.1')
 local = threading.local()
 
@@ -5921,6 +5991,19 @@ Micro.stop()
 """,
         '0 True',
     ),
+    'the collector works in a child forked while a large body is decoded': (
+        """
+import gc
+body = b'{"args":[%b0]}' % (b'[1.5],' * 400000)
+thread = threading.Thread(target=Micro.answer, args=('POST', '/count', JSON, body))
+thread.start()
+while gc.isenabled() and thread.is_alive():
+    pass
+print(in_child(lambda: 0 if gc.isenabled() else 1))
+thread.join()
+""",
+        '0',
+    ),
     'after stop the port is free, though a child lives on': (
         """
 with Micro.start():
@@ -5962,7 +6045,9 @@ Micro.run()
 
 # The rest needs Python's help: after stop, and in a thread other than the main one.
 # Not where many threads run at the fork: Python itself then may hang as it starts one in the child.
-BY_C_TOO = [holds for holds in FORKS if not re.search('after stop|in the middle|asend', holds)]
+BY_C_TOO = [
+    holds for holds in FORKS if not re.search('after stop|in the middle|asend|collector', holds)
+]
 
 
 @needs_fork
@@ -6833,6 +6918,25 @@ class TestProxies:
         del caught
         assert complaints() == []
 
+    @pytest.mark.parametrize('status', ['403 Forbidden', '502 Bad Gateway', '407 Log In'])
+    def test_refused_in_the_clear(self, status, proxies):
+        """The error names the proxy if that refuses a call by http://."""
+        with peer(answers(response(b'no', status, 'text/plain'))) as trap:
+            proxies(trap)
+            with Friend('app1', 'http://service.invalid') as friend:
+                with pytest.raises(MicroconnectError, match=trap.partition('//')[2]) as caught:
+                    friend.send('/echo')
+        assert caught.value.sent is status.startswith('502')
+
+    def test_dripping_tunnel(self, proxies, tls_client):
+        """A proxy that answers byte by byte has no more time than the call."""
+        with peer(drip(b'HTTP/1.1 200 ', b'x')) as trap:
+            proxies(trap)
+            with Friend('app1', 'https://service.invalid', timeout=0.2) as friend, soon():
+                with pytest.raises(Unreachable, match='no answer in time') as caught:
+                    friend.send('/echo')
+        assert caught.value.sent is False
+
     def test_slow_tunnel(self, proxies, tls_client, monkeypatch):
         """The proxy may take as long as the call, however many addresses its name has."""
         several_addresses(monkeypatch)
@@ -7009,6 +7113,32 @@ class TestTls:
                     friend.send('/echo')
         assert caught.value.sent is False
 
+    @pytest.mark.parametrize(
+        'reason, kind, sent',
+        [
+            ('TLSV13_ALERT_CERTIFICATE_REQUIRED', Unreachable, False),
+            ('TLSV1_ALERT_UNKNOWN_CA', Unreachable, False),
+            ('SSLV3_ALERT_HANDSHAKE_FAILURE', Unreachable, False),
+            ('SSLV3_ALERT_BAD_RECORD_MAC', ConnectionLost, True),
+            ('TLSV1_ALERT_INTERNAL_ERROR', ConnectionLost, True),
+            (None, ConnectionLost, True),
+        ],
+    )
+    def test_alert_instead_of_a_reply(self, service, monkeypatch, reason, kind, sent):
+        """An alert means that nothing ran only if it refuses a handshake."""
+
+        class Alerted(Wrapped):
+            def recv(self, size):
+                error = ssl.SSLError(1, 'an alert')
+                error.reason = reason
+                raise error
+
+        connect_by(monkeypatch, Alerted)
+        with Friend('app1', service.address) as friend:
+            with pytest.raises(kind) as caught:
+                friend.send('/echo')
+        assert caught.value.sent is sent
+
     def test_alert_on_a_kept_connection(self):
         """Bytes like an alert where HTTP was spoken are no reply: the call may have run."""
 
@@ -7136,6 +7266,19 @@ class TestAsend:
                 call(*args)
             raised.append((type(caught.value), str(caught.value)))
         assert raised[0] == raised[1]
+
+    def test_without_a_thread(self, monkeypatch):
+        """If the system has no thread for the call, asend says so, and nothing was sent."""
+
+        def fail(thread):
+            raise RuntimeError("can't start new thread")
+
+        friend = Friend('app1', make())
+        monkeypatch.setattr(threading.Thread, 'start', fail)
+        forget_idle_threads()
+        with pytest.raises(Busy, match="no call is possible: can't start new thread") as caught:
+            asyncio.run(friend.asend('/echo', 1))
+        assert caught.value.sent is False
 
     def test_without_asyncio(self):
         """Without a loop of asyncio, asend says so, and calls nothing."""
