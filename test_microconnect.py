@@ -5735,6 +5735,7 @@ def close_and_stop(*words, **how):
 builtins.print = close_and_stop
 Micro.run(0, '127.0.0.1')
 Micro.run(0, '127.0.0.1')
+ours.close()
 sys.stdout.write('ended twice')
 """
 
