@@ -4881,7 +4881,7 @@ class TestListener:
                 raise MemoryError
             return format_date(*args, **options)
 
-        with calling() as (service, friend):
+        with calling(idle_timeout=77) as (service, friend):  # so that no head is remembered
             monkeypatch.setattr(microconnect.email.utils, 'formatdate', fail_once)
             with pytest.raises(ConnectionLost) as caught:
                 friend.send('/echo', 1)
