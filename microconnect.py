@@ -1527,9 +1527,8 @@ class _Rules:
         if len(body) <= _LARGE:
             args, kwargs = _parse_call(path, body, wanted)
         else:
-            with _lock_of_process(
-                'decode'
-            ):  # what a stranger sent is dropped before the next is decoded
+            # What a stranger sent is dropped before the next large body is decoded.
+            with _lock_of_process('decode'):
                 args, kwargs = _parse_call(path, body, wanted)
         if rule.signature:
             try:
@@ -1882,10 +1881,12 @@ class _Connection:
         if self.reader.last_head[:5] == b'HEAD ':
             body = b''
         self.reader.last_head = b''  # what comes next, such as a 408, is no reply to it
-        pieces: list[Any] = [head + body]
-        if len(body) > _PIECE:  # a copy of it would cost as much memory again
-            blocks = range(0, len(body), _BLOCK)
+        pieces: list[Any]
+        if len(body) <= _PIECE:
+            pieces = [head + body]
+        else:  # a copy of a large body would cost as much memory again
             view = memoryview(body)
+            blocks = range(0, len(body), _BLOCK)
             pieces = [head, *(view[start : start + _BLOCK] for start in blocks)]
         for piece in pieces:
             self.sock.begin(time.monotonic() + self.micro.read_timeout)
