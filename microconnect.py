@@ -3105,6 +3105,176 @@ class Friend:
         return addresses[first:awake] + addresses[:first] + addresses[awake:]
 
 
+# ----------------------------------------------------------------------------------------- shell
+# `python3 microconnect.py`, or `-m microconnect`.  An import loads nothing of what it needs.
+
+_HELP = """\
+Serve a service, or call one.
+
+  python3 %(prog)s serve app1.py --port 5000
+  python3 %(prog)s send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
+  python3 %(prog)s send http://127.0.0.1:5000 /divide 7 b=2 floor=true
+  python3 %(prog)s rules http://127.0.0.1:5000
+  python3 %(prog)s ping http://127.0.0.1:5000 --wait 30
+
+An argument is JSON if it can be read as such, else text; - reads it from standard input.  The exit
+status is 0, or 1 if the service or the call failed, or 2 if the command is wrong.
+"""
+
+
+def _shell(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, and give its exit status."""
+    parser = _command_line()
+    options, more = parser.parse_known_args(arguments)
+    # argparse ends the arguments of a call at the first option; what follows belongs to them.
+    if more and (options.run is not _send or any(re.match('-[^0-9]', word) for word in more)):
+        parser.error(f'unrecognized arguments: {" ".join(more)}')
+    try:
+        options.more = more
+        options.run(options)
+        return 0
+    except (MicroconnectError, OSError) as error:
+        status, text = 1, str(error)
+    except (TypeError, ValueError) as error:  # what cannot be an address, a token, a service
+        status, text = 2, str(error)
+    _say(f'microconnect: {" ".join(text.split())}', sys.stderr)
+    return status
+
+
+def _command_line() -> Any:
+    import argparse
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=_HELP, formatter_class=raw)
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+    def add(run: Any, name: str, argument: str, what: str) -> Any:
+        command = commands.add_parser(name, help=what, description=what)
+        command.set_defaults(run=run)
+        command.add_argument('target', metavar=argument)
+        return command.add_argument
+
+    serve = add(_serve, 'serve', 'app1:Micro|app1.py', 'serve the Microservice of a module or file')
+    serve('--host', help='where to listen; default: where the service says')
+    serve('--port', type=int, help='0 takes a free one')
+    serve('--debug', action='store_true', default=None, help='print calls, send tracebacks')
+    serve('--reuse-port', action='store_true', help='share the port with other processes')
+    send = add(_send, 'send', 'URL', 'call a rule, and print the value that it returns as JSON')
+    rules = add(_list_rules, 'rules', 'URL', 'list the rules that a service publishes')
+    ping = add(_ping, 'ping', 'URL', 'ask whether a service answers')
+    for option in (send, rules, ping):
+        token = os.environ.get('MICROCONNECT_TOKEN') or None
+        option(
+            '--token', default=token, help='default: $MICROCONNECT_TOKEN, which ps does not show'
+        )
+        option('--timeout', type=float, default=60, metavar='SECONDS', help='default: 60')
+        option('--cacert', metavar='FILE', help='the certificate to trust, for https')
+    send('rule', metavar='/rule')
+    send('arguments', metavar='ARG|key=ARG', nargs='*')
+    send('--raw', action='store_true', help='print a text as it is, not as JSON')
+    ping('--wait', type=float, metavar='SECONDS', help='wait until it answers')
+    return parser
+
+
+def _serve(options: Any) -> None:
+    micro = _load_service(options.target)
+    micro.run(options.port, options.host, options.debug, reuse_port=options.reuse_port)
+
+
+def _load_service(target: str) -> Any:
+    """Import a module or a file, and give its Microservice."""
+    import importlib
+
+    path, wanted = re.fullmatch(r'(.+?)(?::(\w+))?', target).groups()  # type: ignore[union-attr]
+    folder, file = os.path.split(path) if path.endswith('.py') else ('', path + '.py')
+    name = file[:-3]
+    sys.path.insert(0, os.path.abspath(folder))
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition('.')[0] and error.name != name:
+            raise  # the module's own import
+        raise ValueError(f'there is no module {name} in {sys.path[0]}') from None
+    found = {
+        known: value
+        for known, value in vars(module).items()
+        if hasattr(value, 'aanswer') and not isinstance(value, type)
+    }
+    if wanted is None and len(found) == 1:
+        wanted = next(iter(found))
+    if wanted not in found:
+        which = ', '.join(f'{path}:{known}' for known in sorted(found)) or 'it has no Microservice'
+        raise ValueError(f'{target} names no Microservice: {which}')
+    return found[wanted]
+
+
+def _friend(options: Any) -> Friend:
+    context = None
+    if options.cacert:
+        import ssl
+
+        try:
+            context = ssl.create_default_context(cafile=options.cacert)
+        except OSError as error:
+            raise ValueError(f'--cacert {options.cacert}: {error.strerror or error}') from None
+    how = {'timeout': options.timeout, 'ssl_context': context}
+    return Friend('service', options.target, options.token, **how)
+
+
+def _argument(text: str) -> Any:
+    text = sys.stdin.read().rstrip('\n') if text == '-' else text
+    try:
+        return _decode(text.encode())
+    except ValueError:
+        return text
+
+
+def _send(options: Any) -> None:
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for text in options.arguments + options.more:
+        found = re.fullmatch(r'([^\W\d]\w*)=(.*)', text, re.S)
+        if found:
+            kwargs[found.group(1)] = _argument(found.group(2))
+        else:
+            args.append(_argument(text))
+    with _friend(options) as friend:
+        value = friend.send(options.rule, *args, **kwargs)
+    is_bare = options.raw and isinstance(value, str)
+    stdout: Any = sys.stdout
+    stdout.reconfigure(errors='backslashreplace')  # show what a narrow terminal cannot by escapes
+    print(value if is_bare else json.dumps(value, ensure_ascii=False))
+
+
+def _list_rules(options: Any) -> None:
+    with _friend(options) as friend:
+        try:
+            told = friend.send('/rules')
+        except UnknownRule:
+            how = "Micro.typing('/rules')(Micro.rules) in the service publishes them"
+            raise BadReply(f'{options.target} does not tell its rules: {how}') from None
+    try:
+        width = max(len(rule + facts['signature']) for rule, facts in told.items())
+        for rule, facts in told.items():
+            notes = ['[token]'] if facts['token'] else []
+            notes += [f'[{", ".join(facts["methods"])}]'] if facts['methods'] != ['POST'] else []
+            call = rule + facts['signature']
+            print(f'{call:{width}}  {" ".join([*notes, facts["doc"]])}'.rstrip())
+    except (AttributeError, KeyError, TypeError):
+        raise BadReply(f'what {options.target}/rules gives is no list of rules') from None
+
+
+def _ping(options: Any) -> None:
+    with _friend(options) as friend:
+        if options.wait:
+            friend.wait(options.wait)
+        else:
+            why = friend._why_silent(time.monotonic() + 5)
+            if why:
+                raise Unreachable(why)
+    print(f'{options.target} answers')
+
+
 # --------------------------------------------------------------------------------------- licence
 # BSD 3-Clause License
 #
@@ -3132,3 +3302,7 @@ class Friend:
 # DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY,
 # WHETHER IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY
 # WAY OUT OF THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
+
+
+if __name__ == '__main__':
+    sys.exit(_shell())

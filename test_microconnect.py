@@ -7739,6 +7739,173 @@ class TestAsend:
             service.release.set()
 
 
+# -------------------------------------------------------------------------------------------- shell
+
+APP = """
+from microconnect import Microservice
+Micro = Microservice(__name__)
+
+@Micro.typing('/divide')
+def divide(a, b, *, floor=False):
+    'Divide a by b.'
+    return divmod(a, b) if floor else a / b
+
+@Micro.typing('/echo', token='s3cret-token', methods=('GET', 'POST'))
+def echo(*args, **kwargs):
+    return (args, kwargs) if kwargs or len(args) != 1 else args[0]
+
+@Micro.typing('/lines')
+def lines():
+    raise ValueError('one\\ntwo')
+"""
+
+LISTED = """\
+/divide(a, b, *, floor=False)            Divide a by b.
+/echo(*args, **kwargs)                   [token] [GET, POST]
+/lines()
+/rules() -> 'dict[str, dict[str, Any]]'  Tell how each rule is called.
+"""
+
+COMMANDS = [  # the arguments; URL stands for the service's
+    # status, what is printed, what is said on stderr
+    ('send URL /divide 7 2', 0, '3.5', ''),
+    ('send URL /divide 7 b=2 floor=true', 0, '[3, 1]', ''),
+    ('send URL /divide 7 --timeout 5 2', 0, '3.5', ''),
+    ('send URL /divide 7 0', 1, '', 'microconnect: /divide at URL: ZeroDivisionError: division by'),
+    ('send URL /lines', 1, '', 'microconnect: /lines at URL: ValueError: one two\n'),
+    ('send URL /divide 7', 1, '', 'microconnect: /divide at URL: '),
+    ('send URL /divid 7 2', 1, '', "microconnect: /divid at URL: no rule '/divid' here: did you"),
+    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo wants its token'),
+    ('--token s3cret-token URL /echo text', 0, '"text"', ''),
+    ('--token s3cret-token URL /echo --raw text', 0, 'text', ''),
+    ('--token s3cret-token URL /echo --raw [1,"a"]', 0, '[1, "a"]', ''),
+    ('--token s3cret-token URL /echo "7"', 0, '"7"', ''),
+    ('--token s3cret-token URL /echo NaN', 0, '"NaN"', ''),
+    ('--token s3cret-token URL /echo \xfc', 0, '"\xfc"', ''),
+    ('--token s3cret-token URL /echo 1 x=a=b y=null', 0, '[[1], {"x": "a=b", "y": null}]', ''),
+    ('--token s3cret-token URL /echo http://a/?b=c', 0, '"http://a/?b=c"', ''),
+    ('--token s3cret-token URL /echo -', 0, '["from", "stdin"]', ''),
+    ('--token s3cret-token URL /echo -7 --raw 8', 0, '[[-7, 8], {}]', ''),
+    ('--token s3cret-token URL /echo "--raw"', 0, '"--raw"', ''),
+    ('rules URL', 0, LISTED.rstrip(), ''),
+    ('ping URL', 0, 'URL answers', ''),
+    ('ping URL --wait 5', 0, 'URL answers', ''),
+    ('ping 127.0.0.1:1', 1, '', 'microconnect: cannot connect to 127.0.0.1:1: '),
+    ('ping 127.0.0.1:1 --wait 0.01', 1, '', 'microconnect: 127.0.0.1:1 did not answer within 0.01'),
+    ('send ftp://x /f', 2, '', "microconnect: address 'ftp://x' is not like 'http://host:5000'"),
+    ('send URL', 2, '', 'usage: '),
+    ('send URL /echo --rwa text', 2, '', 'usage: '),
+    ('ping URL /echo', 2, '', 'usage: '),
+    ('send URL /f --timeout soon', 2, '', 'usage: '),
+    ('send URL /f --timeout 0', 2, '', 'microconnect: timeout is a number'),
+    ('ping URL --cacert missing.pem', 2, '', 'microconnect: --cacert missing.pem: '),
+    ('serve nothing.py', 2, '', 'microconnect: there is no module nothing in '),
+    ('serve nothing:Micro', 2, '', 'microconnect: there is no module nothing in '),
+    ('serve app1:echo', 2, '', 'microconnect: app1:echo names no Microservice: app1:Micro'),
+    ('serve app2.py', 2, '', 'microconnect: app2.py names no Microservice: app2.py:A, app2.py:B'),
+    ('', 2, '', 'usage: '),
+]
+
+
+APPS = """
+from microconnect import Microservice
+A, B = Microservice('a'), Microservice('b')
+"""
+
+
+@pytest.fixture(scope='module')
+def app():
+    """The service of APP, which also publishes its rules."""
+    space = {'__name__': 'app1'}
+    exec(APP, space)
+    with serving(space['Micro']) as service:
+        service.typing('/rules')(service.rules)
+        yield service
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with a service in app1.py, and two in app2.py."""
+    folder = tmp_path_factory.mktemp('shell')
+    (folder / 'app1.py').write_text(APP)
+    (folder / 'app2.py').write_text(APPS)
+    return folder
+
+
+class TestShell:
+    @pytest.mark.parametrize('line, status, printed, said', COMMANDS)
+    def test_commands(self, line, status, printed, said, app, folder, monkeypatch, capsys):
+        """Each command prints its result, or one line that says what failed."""
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        monkeypatch.setattr(sys, 'stdin', io.StringIO('["from", "stdin"]\n'))
+        words = line.replace('URL', app.address).split()
+        if words[:1] == ['--token']:
+            words = ['send', *words[2:4], *words[:2], *words[4:]]
+        try:
+            ended = microconnect._shell(words)
+        except SystemExit as end:  # argparse does so
+            ended = end.code
+        out, err = (text.replace(app.address, 'URL') for text in capsys.readouterr())
+        assert (ended, out) == (status, printed + '\n' if printed else '')
+        assert err.startswith(said) and bool(err) == bool(said)
+        assert err.count('\n') <= 1 or said == 'usage: '
+        assert SECRET not in out + err
+
+    def test_no_rules_published(self, service, capsys):
+        """Where a service does not publish its rules, the command says how it can."""
+        assert microconnect._shell(['rules', service.address]) == 1
+        assert "Micro.typing('/rules')(Micro.rules)" in capsys.readouterr().err
+
+    def test_other_rules(self, capsys):
+        """A rule of that name that gives something else is not taken for a list."""
+        service = Microservice('app1')
+        service.typing('/rules')(lambda: ['a', 'b'])
+        with serving(service):
+            assert microconnect._shell(['rules', service.address]) == 1
+        assert 'is no list of rules' in capsys.readouterr().err
+
+    def test_token_of_the_environment(self, app, monkeypatch, capsys):
+        """The token is taken from the environment, so that no list of processes shows it."""
+        monkeypatch.setenv('MICROCONNECT_TOKEN', SECRET)
+        assert microconnect._shell(['send', app.address, '/echo', '1']) == 0
+        assert capsys.readouterr().out == '1\n'
+
+    def test_certificate(self, tls_service, tmp_path, capsys):
+        """--cacert says which certificate to trust."""
+        (tmp_path / 'ca.pem').write_text(CERTIFICATE)
+        words = ['send', by_name(tls_service), '/echo', '1']
+        assert microconnect._shell(words) == 1
+        assert microconnect._shell([*words, '--cacert', str(tmp_path / 'ca.pem')]) == 0
+        assert capsys.readouterr().out == '1\n'
+
+    @needs_signals
+    @pytest.mark.parametrize('target', ['app1:Micro', 'app1.py', 'app1.py:Micro'])
+    def test_serve(self, target, folder):
+        """serve runs the service of a module or file until a signal, with the options given."""
+        command = [microconnect.__file__, 'serve', target, '--port', '0', '--host', '127.0.0.1']
+        with running(*command, '--debug', '--reuse-port', folder=folder) as process:
+            address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+            with Friend('app1', address, timeout=TIMEOUT) as friend:
+                with pytest.raises(ValueError) as caught:
+                    friend.send('/lines')
+            assert 'app1.py' in caught.value.traceback
+            process.send_signal(signal.SIGTERM)
+            code, _, said = outcome(process)
+        assert code == 0
+        assert "app1: answered 500: '/lines' from 127.0.0.1:" in said
+
+    @pytest.mark.parametrize('words', [['--help'], ['send', '--help'], ['serve', '-h']], ids=str)
+    def test_help(self, words, capsys):
+        """--help tells the usage, and shows examples."""
+        with pytest.raises(SystemExit) as caught:
+            microconnect._shell(words)
+        assert caught.value.code == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith('usage: ')
+        assert (' send http://127.0.0.1:5000 /helloworld' in printed) == (words == ['--help'])
+
+
 # ------------------------------------------------------------------------------------------- module
 
 HEAVY = 'asyncio inspect argparse logging typing dataclasses difflib decimal uuid signal unittest'
