@@ -37,6 +37,7 @@ import random
 import re
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -969,6 +970,14 @@ def blocks():
     found = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
     following = [code if kind == '' else '' for kind, code in found[1:]] + ['']
     return [(code, after) for (kind, code), after in zip(found, following) if kind == 'python']
+
+
+def commands():
+    """The README's commands for a shell, each with what it prints: (command, printed)."""
+    text = (HERE / 'README.md').read_text(encoding='utf-8')
+    found = ''.join(re.findall(r'^```console\n(.*?)^```$', text, re.DOTALL | re.MULTILINE))
+    lines = [part.partition('\n') for part in re.split(r'^\$ ', found, flags=re.MULTILINE)[1:]]
+    return [(command, printed) for command, _, printed in lines]
 
 
 def tutorial(name):
@@ -8053,28 +8062,58 @@ class TestDocuments:
 
     def test_first_blocks(self):
         """The README's first service and friend, as two programs, print its greeting."""
-        (service, _), (friend, printed) = blocks()[:2]
+        (service, _), (friend, _) = blocks()[:2]
         space = {'__name__': 'app1'}
         exec(service, space)
         out = io.StringIO()
         with serving(space['Micro']) as micro, contextlib.redirect_stdout(out):
             exec(friend.replace('http://127.0.0.1:5000', micro.address), {})
-        assert out.getvalue() == printed == 'Welcome Mr. Developer\n'
+        assert out.getvalue() == 'Welcome Mr. Developer\n'
 
     @pytest.mark.parametrize('number', range(2, len(blocks())))
-    def test_blocks(self, number):
-        """Each further block of the README runs, and prints the text below it."""
+    def test_blocks(self, number, tmp_path, monkeypatch, caplog):
+        """Each further block of the README runs, warns of nothing, and prints the text below it."""
         code, printed = blocks()[number]
+        monkeypatch.chdir(tmp_path)
+        for name in ('cert.pem', 'key.pem'):
+            Path(name).write_text(CERTIFICATE + KEY)
+        code = code.replace('5443', dead_address().rpartition(':')[2])
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             exec(code, {'__name__': 'readme'})
         assert printed and out.getvalue() == printed
+        assert not [line for line in caplog.records if line.levelname == 'WARNING']
+
+    @needs_signals
+    def test_commands(self, tmp_path):
+        """Each command of the README prints what stands below it, the service's warning too."""
+        port = dead_address().rpartition(':')[2]
+        shutil.copy(microconnect.__file__, str(tmp_path / 'microconnect.py'))
+        for number, name in enumerate(('app1.py', 'app2.py')):
+            code = blocks()[number][0].replace('5000', port).replace('run()', f'run({port})')
+            (tmp_path / name).write_text(code)
+        (_, service_prints), *others = commands()
+        with running('app1.py', folder=tmp_path) as service:
+            Friend('app1', f'127.0.0.1:{port}').wait(TIMEOUT)
+            for command, printed in others:
+                words = shlex.split(command.replace('5000', port))
+                words[0] = sys.executable if words[0] == 'python3' else shutil.which(words[0])
+                if words[0] is None:
+                    continue  # no curl here
+                pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+                done = subprocess.run(words, cwd=tmp_path, timeout=TIMEOUT, **pipes)
+                assert done.stdout.decode().rstrip('\n') == printed.replace('5000', port).rstrip(
+                    '\n'
+                )
+            service.terminate()
+            out, err = service.communicate(timeout=TIMEOUT)
+        assert (err + out).decode() == service_prints.replace('5000', port)
 
     def test_order(self):
-        """The README shows code within ten lines, its output within thirty, then the limits."""
+        """The README shows code within ten lines, its output within forty, then the limits."""
         lines = (HERE / 'README.md').read_text(encoding='utf-8').splitlines()
         assert '```python' in lines[:10]
-        assert 'Welcome Mr. Developer' in lines[:30]
+        assert 'Welcome Mr. Developer' in lines[:40]
         headings = [line for line in lines if line.startswith('## ')]
         assert headings[0] == '## What it does not do'
 
