@@ -955,6 +955,7 @@ def by_asgi(service, method, path, headers, body, pieces=1, disconnect=False, **
         return None
     assert [m['type'] for m in sent] == ['http.response.start', 'http.response.body']
     fields = {name.decode(): value.decode() for name, value in sent[0]['headers']}
+    assert len(fields) == len(sent[0]['headers'])
     return sent[0]['status'], fields, sent[1]['body']
 
 
@@ -4577,6 +4578,21 @@ class TestPages:
         """One origin without a list around it is a TypeError that says what to write."""
         with pytest.raises(TypeError, match=r"origins=\('https://app.example',\)"):
             Microservice('app1', origins=ORIGIN)
+
+    @pytest.mark.parametrize('origin, status', [(ORIGIN, 200), ('https://evil.example', 403)])
+    def test_middleware(self, origin, status):
+        """Behind the CORSMiddleware of Starlette or FastAPI pages are allowed once."""
+        cors = pytest.importorskip('starlette.middleware.cors')
+        origins = [ORIGIN]
+        inner = make(origins=origins).asgi
+        host = types.SimpleNamespace(asgi=cors.CORSMiddleware(inner, allow_origins=origins))
+        seen, told, _ = self.asked(by_asgi, host, origin)
+        assert seen[:2] == (status, ORIGIN if status == 200 else None)
+        assert set(seen[2].split(', ')) == {'Origin'}
+        asks = {'method': 'OPTIONS', 'Access-Control-Request-Method': 'POST'}
+        asks['Access-Control-Request-Headers'] = 'Content-Type'
+        seen, told, _ = self.asked(by_asgi, host, origin, **asks)
+        assert seen[:2] == ((200, ORIGIN) if status == 200 else (400, None))
 
     def test_default(self):
         """Without origins no answer has a header for pages."""
