@@ -4584,14 +4584,15 @@ class TestPages:
         """Behind the CORSMiddleware of Starlette or FastAPI pages are allowed once."""
         cors = pytest.importorskip('starlette.middleware.cors')
         origins = [ORIGIN]
+        how = {'allow_origins': origins, 'allow_methods': ['POST']}
         inner = make(origins=origins).asgi
-        host = types.SimpleNamespace(asgi=cors.CORSMiddleware(inner, allow_origins=origins))
+        host = types.SimpleNamespace(asgi=cors.CORSMiddleware(inner, **how))
         seen, told, _ = self.asked(by_asgi, host, origin)
         assert seen[:2] == (status, ORIGIN if status == 200 else None)
         assert set(seen[2].split(', ')) == {'Origin'}
         asks = {'method': 'OPTIONS', 'Access-Control-Request-Method': 'POST'}
         asks['Access-Control-Request-Headers'] = 'Content-Type'
-        seen, told, _ = self.asked(by_asgi, host, origin, **asks)
+        seen, _, _ = self.asked(by_asgi, host, origin, **asks)
         assert seen[:2] == ((200, ORIGIN) if status == 200 else (400, None))
 
     def test_default(self):
