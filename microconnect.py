@@ -1588,14 +1588,14 @@ class _Rules:
         try:
             rule, args, kwargs = self._check_request(method, path, lowered, body)
         except MicroconnectError as error:
-            return self._refuse(error, path, lowered, caller, begun)
+            return self._finish(_refusal(error), caller, path, lowered, begun)
         try:
             value = rule.function(*args, **kwargs)
         except BaseException as error:
             answer = self._raised(rule, error)
         else:
             answer = await self._await(rule, value)
-        return self._finish(answer, path, lowered, caller, begun)
+        return self._finish(answer, caller, path, lowered, begun)
 
     def _handle(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, caller: str
@@ -1606,7 +1606,7 @@ class _Rules:
             rule, args, kwargs = self._check_request(method, path, headers, body)
         except (MicroconnectError, MemoryError) as error:
             refused = Busy(_NO_MEMORY) if isinstance(error, MemoryError) else error
-            return self._refuse(refused, path, headers, caller, begun)
+            return self._finish(_refusal(refused), caller, path, headers, begun)
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
@@ -1623,28 +1623,23 @@ class _Rules:
         # Most services need nothing more for an answer: save them the call.
         logger = _logger or _find_logger()
         if self._origins or self.debug or self._debug_of_start:
-            return self._finish(answer, path, headers, caller, begun)
+            return self._finish(answer, caller, path, headers, begun)
         if logger and logger.isEnabledFor(_DEBUG):
-            return self._finish(answer, path, headers, caller, begun)
+            return self._finish(answer, caller, path, headers, begun)
         return answer
 
-    def _refuse(
+    def _finish(
         self,
-        error: MicroconnectError,
+        answer: Answer,
+        caller: str,
         path: str = '',
         headers: Mapping[str, str] = types.MappingProxyType({}),
-        caller: str = '',
-        begun: float | None = None,
-    ) -> Answer:
-        begun = time.monotonic() if begun is None else begun
-        return self._finish(_refusal(error), path, headers, caller, begun)
-
-    def _finish(
-        self, answer: Answer, path: str, headers: Mapping[str, str], caller: str, begun: float
+        begun: float = math.inf,
     ) -> Answer:
         """Log an answer, and allow the page that asked for it to read it."""
         status, fields, body = answer
-        self._log_call(status, body, path, caller, 1000 * (time.monotonic() - begun))
+        spent = 1000 * max(time.monotonic() - begun, 0)
+        self._log_call(status, body, path, caller, spent)
         if self._origins:
             fields += (('Vary', 'Origin'),)
             if headers.get('origin') in self._origins:
@@ -1859,7 +1854,7 @@ def _wsgi(
         path += '?' if environ.get('QUERY_STRING') else ''
         answer = service.answer(method, path, headers, body, caller)
     except MicroconnectError as error:
-        answer = service._refuse(error, headers=headers, caller=caller)
+        answer = service._finish(_refusal(error), caller, headers=headers)
     status, fields, reply = answer
     fields += (('Content-Length', str(len(reply))),)
     start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
@@ -2078,10 +2073,9 @@ class _Connection:
         """Answer what is no request; nothing after it on this connection is read as one."""
         self.is_answering, self.is_refusing = False, True
         with contextlib.suppress(OSError):
-            if getattr(error, 'was_idle', False):  # no news for the log: nobody called
-                answer = _refusal(error)
-            else:
-                answer = self.micro._refuse(error, caller=self.caller)
+            answer = _refusal(error)
+            if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
+                answer = self.micro._finish(answer, self.caller)
             self._send(*answer, keep=False)
             self._linger()
 
@@ -2257,8 +2251,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
-                busy = Busy('every connection is busy; try again later')
-                request._send(*self.micro._refuse(busy, caller=request.caller), keep=False)
+                refusal = _refusal(Busy('every connection is busy; try again later'))
+                request._send(*self.micro._finish(refusal, request.caller), keep=False)
             sock.setblocking(False)
             sock.recv(_BLOCK)
 

@@ -4587,7 +4587,7 @@ class TestPages:
         how = {'allow_origins': origins, 'allow_methods': ['POST']}
         inner = make(origins=origins).asgi
         host = types.SimpleNamespace(asgi=cors.CORSMiddleware(inner, **how))
-        seen, told, _ = self.asked(by_asgi, host, origin)
+        seen, _, _ = self.asked(by_asgi, host, origin)
         assert seen[:2] == (status, ORIGIN if status == 200 else None)
         assert set(seen[2].split(', ')) == {'Origin'}
         asks = {'method': 'OPTIONS', 'Access-Control-Request-Method': 'POST'}
