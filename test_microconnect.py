@@ -669,14 +669,14 @@ def terminal(pytestconfig):
         stderr = os.fdopen(os.dup(2), 'w')
     with stderr:
         yield stderr
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
 def watchdog(terminal):
     """After a minute, a test that hangs prints the stack of each thread and ends the run."""
+    # In place of the one before, which so covers what classes share, too.
     faulthandler.dump_traceback_later(60, exit=True, file=terminal)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
