@@ -2154,7 +2154,7 @@ class TestValues:
         """Random JSON (from a fixed seed) is refused if, and only if, a slow count finds 201."""
         rnd = random.Random(20240229)
         seen = set()
-        for _ in range(200):
+        for _ in range(60):
             body = bracketed(rnd)
             json.loads(body)
             is_deep = depth_of(body) > 200
@@ -2203,7 +2203,7 @@ class TestValues:
             assert is_answering(address)
 
     @pytest.mark.skipif(not hasattr(gc, 'callbacks'), reason='the collector tells nothing here')
-    @pytest.mark.parametrize('size', [100, 2 << 20])
+    @pytest.mark.parametrize('size', [100, 1 << 19])
     @pytest.mark.parametrize('is_enabled', [True, False])
     @pytest.mark.parametrize('is_json', [True, False])
     def test_garbage_collection(self, size, is_enabled, is_json):
@@ -2229,7 +2229,7 @@ class TestValues:
 
     def test_large_bodies_of_many_threads(self):
         """After large bodies in many threads at once the collector is enabled, as before."""
-        body = b'[' + b'[],' * 400000 + b'[]]'
+        body = b'[' + b'[],' * 100000 + b'[]]'
         told = call_all(4, lambda number: decodes(body + b'x' * (number % 2)) == '')
         assert told == [True, False] * 2
         assert gc.isenabled()
@@ -3180,9 +3180,9 @@ class TestTimeOfTheService:
     def test_long_call(self, monkeypatch):
         """A function may take far longer than its peer: it is answered, and the next one, too."""
         linger_briefly(monkeypatch)
-        service = service_of(lambda: threading.Event().wait(0.4), read_timeout=0.05)
+        service = service_of(threading.Event().wait, read_timeout=0.05)
         with calling(service) as (_, friend):
-            assert [friend.send('/f'), friend.send('/f')] == [False, False]
+            assert [friend.send('/f', 0.3), friend.send('/f', 0)] == [False, False]
 
     def test_end_of_an_old_wait(self):
         """What would end a wait that is over ends neither a later one nor the connection."""
@@ -3707,9 +3707,11 @@ class TestTokens:
             def look(frame, *_):
                 if frame.f_code.co_filename != microconnect.__file__:
                     return None
-                if next(lines) == line:
+                number = next(lines)
+                if number == line:
                     service.token = replaced_by
-                got.append(ask(service, b'{"args":[1]}', '/f')[0])
+                if number >= line:  # before that, all is as in the first round
+                    got.append(ask(service, b'{"args":[1]}', '/f')[0])
                 return look
 
             before = sys.gettrace()
@@ -3718,10 +3720,10 @@ class TestTokens:
                 service.typing('/f', token=SECRET)(fits)
             finally:
                 sys.settrace(before)
-            assert set(got) == {404, 401} and ask(service, path='/f')[0] == 401
+            assert set(got) <= {404, 401} and ask(service, path='/f')[0] == 401
             return next(lines) > line  # there was such a line
 
-        lines = itertools.count()
+        lines = itertools.count(-1)  # where nothing is replaced
         while add(next(lines)):
             pass
         assert next(lines) > 10
@@ -5320,16 +5322,14 @@ class TestListener:
 
     def test_old_connections_of_many(self):
         """With connections that get old all the time, 16 threads lose no call."""
-        service = counting(make(max_age=0.02))
+        service = make(max_age=0.01)
 
         def calls(thread):
-            told = [friend.send('/echo', [thread, i]) == [thread, i] for i in range(150)]
-            return told, [friend.send('/count') for _ in range(50)]
+            return all(friend.send('/echo', [thread, i]) == [thread, i] for i in range(60))
 
         with calling(service) as (_, friend):
-            for told, _ in call_all(16, calls):
-                assert all(told)
-        assert len(service.ran) == 16 * 150
+            assert all(call_all(16, calls))
+        assert len(service.ran) == 16 * 60
 
     def test_keep_alive_probes(self, friend, service):
         """Both sides ask the system to probe a silent connection, first after a minute."""
@@ -6968,10 +6968,10 @@ class TestConnections:
         """Threads that share a friend never get each other's replies."""
 
         def calls(thread):
-            return all(friend.send('/echo', [thread, i]) == [thread, i] for i in range(50))
+            return all(friend.send('/echo', [thread, i]) == [thread, i] for i in range(25))
 
         assert all(call_all(32, calls))
-        assert len(service.ran) == 32 * 50
+        assert len(service.ran) == 32 * 25
 
     @pytest.mark.parametrize('registered', ['before the import', 'after it'])
     def test_call_at_exit(self, registered):
