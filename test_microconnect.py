@@ -22,6 +22,7 @@ import fractions
 import functools
 import gc
 import importlib.util
+import inspect
 import io
 import ipaddress
 import itertools
@@ -1008,6 +1009,30 @@ def commands():
     found = ''.join(re.findall(r'^```console\n(.*?)^```$', text, re.DOTALL | re.MULTILINE))
     lines = [part.partition('\n') for part in re.split(r'^\$ ', found, flags=re.MULTILINE)[1:]]
     return [(command, printed) for command, _, printed in lines]
+
+
+def moving(column):
+    """The names and calls in a column of the README's table for users of the original."""
+    text = (HERE / 'README.md').read_text(encoding='utf-8')
+    section = text.split('## Moving from microservices_connector\n')[1].split('\n## ')[0]
+    rows = [line.split(' | ') for line in section.splitlines() if line.startswith('| ')]
+    return [code for row in rows for code in re.findall('`(.+?)`', row[column])]
+
+
+def check_name(code, things):
+    """Check that *code*, an import, or a name or a call of *things*, fits what is there."""
+    if code.startswith('from '):
+        exec(code, {})
+        return
+    name, _, arguments = code.lstrip('@').rstrip(')').partition('(')
+    found = operator.attrgetter(name)(types.SimpleNamespace(**things))
+    if arguments:
+        parameters = inspect.signature(found).parameters.values()
+        known = [re.match(r'[*]*\w+', str(one)).group() for one in parameters]
+        in_order = [one for one in arguments.split(', ') if re.fullmatch(r'\w+', one)]
+        assert known[: len(in_order)] == in_order
+        by_name = {one.partition('=')[0] for one in arguments.split(', ')}
+        assert by_name <= set(known) or '**options' in known
 
 
 def tutorial(name):
@@ -3082,6 +3107,29 @@ class TestOriginal:
                 friend.setRule('/class', token='123456')
                 told = friend.send('/class', {'a': Sample(1)})
                 assert told == {'name': 'test', 'value': {'a': json.loads(SAMPLE % (1, 1, 1))}}
+
+    def test_what_we_do_otherwise(self, original):
+        """It lets wrong tokens in, fails with None, and more that the README says of it."""
+        service = original.Microservice('moving')
+        service.typing('/post', methods=['POST'])(lambda: 'text')
+        assert service.app.test_client().post('/post').status_code == 405
+        with running('-W', 'ignore', '-c', ORIGINAL) as process:
+            address = f'127.0.0.1:{int(process.stdout.readline())}'
+            friend = original.Friend('original', address)
+            assert friend.send('/nothing') is friend.send('/list') is None  # 404, 500
+            assert friend.send('/several', {'b': 1, 'a': 2}, key=3) == [{'a': 2, 'b': 1}, 3, None]
+            assert list(friend.lastMessage[0]) == ['a', 'b']
+            friend.setRule('/class', token='wrong')
+            assert friend.send('/class', 1) == {'name': 'test', 'value': 1}
+            assert original.Friend('another', address).token is friend.token
+
+    def test_names(self, original):
+        """It has each name, with those arguments, that the README lists as its own."""
+        things = {**vars(sys.modules['microservices_connector']), **vars(original)}
+        things['Micro'] = original.Microservice('moving')
+        things['aFriend'] = original.Friend('moving', '127.0.0.1:5000')
+        for code in moving(0):
+            check_name(code, things)
 
 
 # -------------------------------------------------------------------------------------------- clock
@@ -8232,6 +8280,13 @@ class TestDocuments:
         for name in microconnect.__all__:
             assert name in microconnect.__doc__ or name == 'MicroconnectError'
             assert f'`{name}`' in readme or name in ('Friend', 'Microservice')
+
+    def test_names_for_movers(self):
+        """Each name that the README gives to users of the original exists, with those arguments."""
+        service = make()
+        things = dict(vars(microconnect), Micro=service, aFriend=Friend('moving', service))
+        for code in moving(1):
+            check_name(code, things)
 
     def test_version(self):
         """The README's changes mention the version of the module."""
