@@ -280,14 +280,29 @@ opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 print(opener.open(url, timeout=10).read().decode())
 """
 
+# Does what a browser does that shows the explorer; the arguments are the two ports.
+VISITOR = """
+import json, sys, urllib.request
+service, origin = (f'http://127.0.0.1:{port}' for port in sys.argv[1:])
+headers = {'Content-Type': 'application/json', 'Origin': origin}
+asked = urllib.request.Request(f'{service}/rules', b'{}', headers)
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+with opener.open(asked, timeout=10) as reply, opener.open(origin, timeout=10) as page:
+    assert reply.headers['Access-Control-Allow-Origin'] == origin
+    assert b'<title>microconnect explorer</title>' in page.read()
+    print(*map(repr, json.load(reply)[0]), sep=', ')
+"""
+
 
 def check_examples():
     """Run the examples that need no package; if not listed above, one only has to exit with 0."""
     run_hello()
     run_tutorial()
+    run_explorer()
     left = {path for path in every_example() if not path.startswith(HOSTED)}
     left -= {f'{name}.py' for name in ('hello/app1', 'hello/app2')}
     left -= {f'{name}.py' for name in ('tutorial/run', 'tutorial/service', 'tutorial/friend')}
+    left -= {'explorer/run.py'}
     for script in sorted(left - set().union(*map(siblings, left))):
         arguments, expected = SCRIPTS.get(script, ([], ''))
         print(f'-- {script} {" ".join(arguments)}'.rstrip())
@@ -357,6 +372,16 @@ def run_tutorial():
         if listens:
             ran = finish(folder / 'friend.py', f'http://127.0.0.1:{port}')
             report('tutorial/friend.py', '1000000003.1427', *ran)
+
+
+def run_explorer():
+    """Start the service and the page; then fetch the page, and the rules as the page does."""
+    print('-- explorer/run.py')
+    port, page_port = free_port(), free_port()
+    with running(EXAMPLES / 'explorer' / 'run.py', port, page_port) as listens:
+        if listens:
+            command = [sys.executable, '-c', VISITOR, str(port), str(page_port)]
+            report('explorer/run.py', "'/divide', '/greet'", *captured(command, ROOT))
 
 
 def finish(path, *arguments):
