@@ -8446,7 +8446,7 @@ EXPLORED = [  # rule, what its fields hold, the token, what is seen: a part of e
         '',
         ['', '"__proto__": 6', SENT % ('[1,2,3,4,5]', '{"__proto__":6}')],
     ),
-    ('/mixed', {}, '', ['422 Unprocessable Entity', "'a'", SENT % ('[]', '{}')]),
+    ('/mixed', {}, '', ['422 Unprocessable', "'a'", SENT % ('[]', '{}')]),
     ('/plain', {}, '', ['returned ()', SENT % ('[]', '{}')]),
     (
         '/plain',
@@ -8591,9 +8591,9 @@ class TestExplorer:
         """Where the rules cannot be listed, the page says what to do."""
         expected = [
             f"Microservice(..., origins=('{seen['origin']}',))",
-            "has no rule /rules The service has to publish its rules: Micro.typing('/rules')",
+            "does not publish its rules Add to the service: Micro.typing('/rules')(Micro.rules)",
             '401 Unauthorized',
-            'has no rule /rules',
+            'does not publish its rules',
             'An address is such as http://127.0.0.1:5000',
         ]
         assert len(seen['others']) == len(expected)
