@@ -3339,6 +3339,15 @@ class TestOriginal:
 
 # -------------------------------------------------------------------------------------------- clock
 
+SLOW_REPLIES = [  # how they begin, and go on
+    (b'', b''),
+    (b'', b'\r\n'),
+    (OK + b'X: ', b'x'),
+    (OK_JSON + b'\r\n', b'['),
+    (OK_JSON + b'\r\n["x"]', b''),  # as if whole: its end is that of the connection
+    (OK_JSON + b'\r\n["x"]', b' '),
+]
+
 TOO_SLOW = [b'', HEAD, request()[:-1], CHUNKED_HEAD + b'5\r\n', HEAD + b'Drip: ']
 
 
@@ -3403,7 +3412,8 @@ class TestTimeOfTheService:
         """A client that begins no TLS, or only begins it, is cut off."""
         service = make(read_timeout=0.1)
         with service.start(port=0, host='127.0.0.1', ssl_context=tls_server), soon():
-            assert raw(service, b'', end=False) == raw(service, b'\x16\x03', end=False) == b''
+            sent = b'', b'\x16\x03'
+            assert call_all(2, lambda i: raw(service, sent[i], end=False)) == [b'', b'']
             until(lambda: not connections_of(service))
 
     def test_silent_after_much(self):
@@ -3419,7 +3429,7 @@ class TestTimeOfTheService:
         linger_briefly(monkeypatch)
         service = service_of(threading.Event().wait, read_timeout=0.05)
         with calling(service) as (_, friend):
-            assert [friend.send('/f', 0.3), friend.send('/f', 0)] == [False, False]
+            assert [friend.send('/f', 0.2), friend.send('/f', 0)] == [False, False]
 
     def test_end_of_an_old_wait(self):
         """What would end a wait that is over ends neither a later one nor the connection."""
@@ -3447,7 +3457,7 @@ class TestTimeOfTheService:
 
     def test_idle_timeout(self):
         """A connection that is idle for too long gets a 408 that says so, and is closed."""
-        with serving(idle_timeout=0.1) as service:
+        with serving(idle_timeout=0.05) as service:
             got = raw(service, request(), end=False)
         assert statuses(got) == [200, 408]
         assert b'idle' in got
@@ -3468,7 +3478,7 @@ class TestTimeOfTheService:
     def test_reply_never_read(self, monkeypatch):
         """A client that does not take its reply is cut off, and its thread ends."""
         linger_briefly(monkeypatch)
-        service = make(read_timeout=0.1)
+        service = make(read_timeout=0.05)
         service.typing('/large')(lambda: 'x' * 8000000)
         with serving(service):
             before = resources()
@@ -3509,26 +3519,18 @@ class TestTimeOfACall:
                 friend.send('/echo', 'x')
         return caught.value
 
-    @pytest.mark.parametrize(
-        'start, more',
-        [
-            (b'', b''),
-            (b'', b'\r\n'),
-            (OK + b'X: ', b'x'),
-            (OK_JSON + b'\r\n', b'['),
-            (OK_JSON + b'\r\n["x"]', b''),  # as if whole: its end is that of the connection
-            (OK_JSON + b'\r\n["x"]', b' '),
-        ],
-        ids=['silent', 'empty lines', 'head', 'body', 'body without end', 'spaces after the body'],
-    )
-    def test_slow_reply(self, start, more):
+    def test_slow_reply(self):
         """A peer that never answers, or drips, makes a CallTimeout; the call may have run."""
-        with peer(drip(start, more)) as address:
-            error = self.failed(address)
-        assert type(error) is CallTimeout
-        assert str(error).startswith(f'/echo at {address}: no full reply within its timeout=')
-        assert isinstance(error, TimeoutError)
-        assert (error.status, error.sent) == (None, True)
+
+        def fails(number):
+            with peer(drip(*SLOW_REPLIES[number])) as address:
+                error = self.failed(address)
+            assert type(error) is CallTimeout, SLOW_REPLIES[number]
+            assert str(error).startswith(f'/echo at {address}: no full reply within its timeout=')
+            assert isinstance(error, TimeoutError)
+            assert (error.status, error.sent) == (None, True), SLOW_REPLIES[number]
+
+        call_all(len(SLOW_REPLIES), fails)
 
     def test_never_accepted(self):
         """A peer that accepts no connection is Unreachable once the time is over."""
@@ -3574,7 +3576,7 @@ class TestTimeOfACall:
         with peer(script) as address, Friend('app1', address) as friend:
             if kept:
                 assert friend.send('/echo') == 'x'
-            friend.setRule('/echo', timeout=0.1)
+            friend.setRule('/echo', timeout=0.05)
             with soon(), pytest.raises(CallTimeout) as caught:
                 friend.send('/echo', 'x' * 8000000)
         assert caught.value.sent is False
@@ -3589,7 +3591,8 @@ class TestTimeOfACall:
                 signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
                 assert type(self.failed(address)) is CallTimeout
             # Nor on a connection that another thread has used before.
-            with calling(holding(make()), timeout=0.2) as (service, friend):
+            with calling(holding(make())) as (service, friend):
+                friend.setRule('/hold', timeout=0.05)
                 with background(friend.send, '/echo', 1) as call:
                     assert call.result(TIMEOUT) == 1
                 with soon(), pytest.raises(CallTimeout):
@@ -3637,7 +3640,7 @@ class TestTimeOfACall:
                 return call.result(TIMEOUT)
 
         with calling(holding(make())) as (service, friend):
-            friend.setRule('/hold', timeout=0.05)
+            friend.setRule('/hold', timeout=0.02)
             assert send(first, '/echo', 1) == 1
             with soon(), pytest.raises(CallTimeout):
                 send(second, '/hold')
@@ -7136,6 +7139,19 @@ class TestSeveralAddresses:
                 assert friend.send('/echo', 1) == 1
 
 
+CALLS_AT_EXIT = """
+import atexit
+def goodbye():
+    print(friend.send('/goodbye'))
+atexit.register(lambda: friend.close())  # the last to run
+atexit.register(goodbye)
+from microconnect import Friend
+atexit.register(goodbye)
+friend = Friend('app1', sys.argv[1])
+print(friend.send('/hello'))
+"""
+
+
 class TestConnections:
     """How a friend keeps its connections."""
 
@@ -7210,28 +7226,15 @@ class TestConnections:
         assert all(call_all(32, calls))
         assert len(service.ran) == 32 * 25
 
-    @pytest.mark.parametrize('registered', ['before the import', 'after it'])
-    def test_call_at_exit(self, registered):
-        """A function that runs at exit may still call."""
-        lines = ['from microconnect import Friend', 'atexit.register(goodbye)']
-        if registered == 'before the import':
-            lines.reverse()
-        script = [
-            'import atexit',
-            'def goodbye():',
-            "    print(friend.send('/goodbye'))",
-            '    friend.close()',
-            *lines,
-            "friend = Friend('app1', sys.argv[1])",
-            "print(friend.send('/hello'))",
-        ]
+    def test_call_at_exit(self):
+        """A function that runs at exit may still call, registered before the import or after."""
 
         def answer_all(sock, *_):
             while call_on(sock):
                 sock.sendall(response())
 
         with peer(answer_all) as address:
-            assert run('\n'.join(script), address) == (0, ['x', 'x'], '')
+            assert run(CALLS_AT_EXIT, address) == (0, ['x', 'x', 'x'], '')
 
     def test_many_descriptors(self):
         """Descriptors over 1,023, the most that select takes, make no difference."""
@@ -8008,18 +8011,18 @@ class TestAsend:
         assert len(used) <= 5
 
     def test_many_at_once(self):
-        """200 calls of 0.2 seconds at once end in far less time than one after the other."""
+        """100 calls of 0.1 seconds at once end in far less time than one after the other."""
 
         async def nap(value):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
             return value
 
         async def main():
-            return await asyncio.gather(*(friend.asend('/f', i) for i in range(200)))
+            return await asyncio.gather(*(friend.asend('/f', i) for i in range(100)))
 
         with calling(service_of(nap)) as (_, friend):
             with soon():
-                assert asyncio.run(main()) == list(range(200))
+                assert asyncio.run(main()) == list(range(100))
 
     def test_threads_end(self, service, friend, monkeypatch):
         """Threads that are idle for a while end, and later calls get new ones."""
@@ -8027,7 +8030,7 @@ class TestAsend:
         async def main(count):
             return await asyncio.gather(*(friend.asend('/echo', i) for i in range(count)))
 
-        rest_for(monkeypatch, 0.05)
+        rest_for(monkeypatch, 0.02)
         assert friend.send('/echo', 1) == 1
         workers = set(threading.enumerate())
         for count in (1, 20, 3):
