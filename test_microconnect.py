@@ -7020,9 +7020,11 @@ class TestAddresses:
                 friend.send('/echo')
 
 
-BUSY = response(b'', '503 Service Unavailable')
+CLOSE = 'Connection: close\r\n'  # or the next call could meet the end of the connection
 
-IDLE = response(b'', '408 Request Timeout', extra='Connection: close\r\n')
+BUSY = response(b'', '503 Service Unavailable', extra=CLOSE)
+
+IDLE = response(b'', '408 Request Timeout', extra=CLOSE)
 
 
 class TestSeveralAddresses:
@@ -7497,7 +7499,7 @@ class TestWaiting:
 
     def test_wait_tells_the_last_reason(self, sleepless):
         """If the reason changes, the error tells the last one that had time to be real."""
-        replies = [response(b'', '502 Bad Gateway'), *[BUSY] * 99]
+        replies = [response(b'', '502 Bad Gateway', extra=CLOSE), *[BUSY] * 99]
         with peer(answers(*replies)) as address, Friend('app1', address) as friend:
             with pytest.raises(CallTimeout, match='within 1.4 s: it answered 503'):
                 friend.wait(1.4)
