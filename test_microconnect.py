@@ -922,7 +922,7 @@ def by_name(service):
 
 def by_listener(service, method, path, headers, body):
     """Ask the listener; the status, the headers in lower case, and the body."""
-    with serving(service):
+    with contextlib.nullcontext() if is_serving(service) else serving(service):
         lines = ''.join(f'{name}: {value}\r\n' for name, value in headers.items())
         head = f'{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}'
         got = raw(service, f'{head}Content-Length: {len(body)}\r\n\r\n'.encode('latin-1') + body)
@@ -4237,7 +4237,7 @@ class TestAnswer:
         """Whatever is around a function, or it is, arguments that do not fit run nothing."""
         ran = []
         service = service_of(wrap(ran))
-        try:
+        with serving(service) if ask is by_listener else contextlib.nullcontext():
             for args, kwargs in (((), {}), ((1, 2, 3), {}), ((1,), {'d': 1}), ((1,), {'self': 2})):
                 body = json.dumps({'args': args, 'kwargs': kwargs}).encode()
                 status, _, reply = ask(service, 'POST', '/f', JSON, body)
@@ -4245,8 +4245,7 @@ class TestAnswer:
                 assert error_of(status, reply).sent is False
             status, _, reply = ask(service, 'POST', '/f', JSON, b'{"args":[1]}')
             assert status == 200 and ran
-        finally:
-            service.stop()
+        service.stop()
 
     @pytest.mark.parametrize('wrap', DECORATED.values(), ids=DECORATED)
     def test_type_errors_inside_decorated(self, wrap):
