@@ -532,6 +532,14 @@ def statuses(got):
     return [int(status) for status in re.findall(rb'HTTP/1\.1 (\d{3}) ', got)]
 
 
+@contextlib.contextmanager
+def failing(kind, match=None, **facts):
+    """Check that the block raises *kind*, with these attributes."""
+    with pytest.raises(kind, match=match) as caught:
+        yield
+    assert {name: getattr(caught.value, name) for name in facts} == facts
+
+
 def refused(call, *args):
     """The status and message by which *call* refuses."""
     with pytest.raises(MicroconnectError) as caught:
@@ -818,6 +826,11 @@ def woken(process, seconds):
     return sleeps() - before
 
 
+def announced(process):
+    """The address that *process* announces."""
+    return re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+
+
 def outcome(process):
     """The exit code of *process*, the words that it printed, and its standard error."""
     printed, complaint = process.communicate(timeout=3 * TIMEOUT)
@@ -848,7 +861,7 @@ Micro.run(port=0, host='127.0.0.1')
 def called():
     """SLOW_SERVICE in the middle of a call; gives its process, its address, and the call."""
     with running('-W', 'error', '-c', SLOW_SERVICE) as process:
-        address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+        address = announced(process)
         with Friend('app1', address, token='secret', timeout=TIMEOUT) as friend:
             with background(friend.send, '/hold') as call:
                 assert process.stdout.readline() == b'called\n'
@@ -1410,9 +1423,8 @@ class TestErrors:
         """Of a long Location only the beginning is told."""
         reply = response(b'', '302 Found', extra=f'Location: /{"x" * 9000}\r\n')
         with peer(answers(reply)) as address, Friend('app1', address) as friend:
-            with pytest.raises(BadReply, match=r'\(Location: /x{199}\) answered 302') as caught:
+            with failing(BadReply, r'\(Location: /x{199}\) answered 302', sent=True):
                 friend.send('/echo')
-        assert caught.value.sent is True
 
     def test_remote_error_is_the_builtin(self):
         """The function's builtin exception can be caught here as that builtin exception."""
@@ -2123,7 +2135,6 @@ BAD_JSON = [
 ]
 # fmt: on
 
-# fmt: on
 # Each of these exhausts the stack.  They run in a process of their own, because pytest itself may
 # fail to show a failure after that.
 DEEP = """
@@ -2405,7 +2416,7 @@ class TestValues:
         with peer(answers(response(token))) as address, contextlib.ExitStack() as stack:
             process = stack.enter_context(running('-W', 'error', '-c', SMALL_STACK, address))
             assert TOO_DEEP in process.stdout.readline().decode()
-            address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+            address = announced(process)
             port = int(address.rpartition(':')[2])
             for body in (b'{"token":%b}' % token, b'{"args":%b}' % token):
                 with socket.create_connection(('127.0.0.1', port), TIMEOUT) as sock:
@@ -2821,7 +2832,6 @@ REFUSED_HEADS = [  # status, message; heads but for the empty line
 ]
 # fmt: on
 
-# fmt: on
 TOO_LONG = 'the head is over 200 bytes'
 
 REFUSED_STARTS = [  # status, message; what a connection begins with
@@ -2874,7 +2884,6 @@ REFUSED_CHUNKED = [  # status, message; chunked bodies
 ]
 # fmt: on
 
-# fmt: on
 CUT_SHORT = [b'', b'5', b'5\r\nabc', b'1\r\na\r\n0\r\n']  # chunked bodies
 
 HEAD = b'POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
@@ -3175,7 +3184,6 @@ REFUSED_REPLIES = [  # what the error says; bytes that are no reply
 ]
 # fmt: on
 
-# fmt: on
 TOO_LARGE_REPLIES = [response(LONG), OK_JSON + b'\r\n' + LONG]
 
 
@@ -4267,9 +4275,8 @@ class TestAnswer:
         friend = friend_of(function)
         assert friend.send('/f', *args) in (3, (3, 1))
         for wrong in ((), (1, 2, 3)):
-            with pytest.raises(BadArguments) as caught:
+            with failing(BadArguments, status=422, sent=False):
                 friend.send('/f', *wrong)
-            assert (caught.value.status, caught.value.sent) == (422, False)
 
     def test_self_as_a_keyword(self):
         """A keyword `self` reaches what takes it, decorated or not."""
@@ -4941,9 +4948,8 @@ class TestAsyncRules:
                 return 5
 
         service = service_of(Broken)
-        with pytest.raises(RemoteError) as caught:
+        with failing(RemoteError, sent=True):
             Friend('app1', service).send('/f')
-        assert caught.value.sent is True
         service.stop()
 
     @pytest.mark.parametrize(
@@ -5369,9 +5375,8 @@ class TestListener:
                     sock.sendall(request(body))  # neither this is broken off, nor the reply
                     sock.shutdown(socket.SHUT_WR)
                     assert statuses(replies.read()) == [413]
-                with pytest.raises(TooLarge, match='over max_body=1000') as caught:
+                with failing(TooLarge, 'over max_body=1000', status=413, sent=False):
                     friend.send('/echo', 'x' * 5000000)
-                assert (caught.value.status, caught.value.sent) == (413, False)
         assert service.ran == []
 
     def test_more_after_close(self, service):
@@ -5457,9 +5462,8 @@ class TestListener:
                         assert statuses(raw(service, b'', end=False)) == [503]
                     else:
                         with Friend('app1', service.address, timeout=TIMEOUT) as friend:
-                            with pytest.raises(Busy) as caught:
+                            with failing(Busy, status=503, sent=False):
                                 friend.send('/echo', 1)
-                        assert (caught.value.status, caught.value.sent) == (503, False)
                 assert statuses(receive(idle)) == [408]
                 assert statuses(raw(service, request())) == [200]
         assert len(service.ran) == 4
@@ -5470,9 +5474,8 @@ class TestListener:
         with calling() as (service, friend):
             fail_to_read(monkeypatch, 500000)
             if is_friend:
-                with pytest.raises(Busy, match='no memory is left') as caught:
+                with failing(Busy, 'no memory is left', status=503, sent=False):
                     friend.send('/echo', 'x' * 5000000)
-                assert (caught.value.status, caught.value.sent) == (503, False)
             else:
                 assert statuses(raw(service, request(b'["%b"]' % (b'x' * 600000)))) == [503]
             assert service.ran == []
@@ -5490,9 +5493,8 @@ class TestListener:
 
         with calling(idle_timeout=77) as (service, friend):  # so that no head is remembered
             monkeypatch.setattr(microconnect.email.utils, 'formatdate', fail_once)
-            with pytest.raises(ConnectionLost) as caught:
+            with failing(ConnectionLost, sent=True):
                 friend.send('/echo', 1)
-            assert caught.value.sent is True
             assert friend.send('/echo', 2) == 2
         assert len(service.ran) == 2
 
@@ -5521,9 +5523,8 @@ class TestListener:
                 until(lambda count=count: unread_bytes_of(service) > count * 89000)
             for _ in range(3):
                 assert statuses(raw(service, request(body)[:-100], end=False)) == [503]
-                with pytest.raises(Busy) as caught:
+                with failing(Busy, status=503, sent=False):
                     friend.send('/echo', 'x' * 90000)
-                assert (caught.value.status, caught.value.sent) == (503, False)
                 assert friend.send('/echo', 'small') == 'small'
             assert {args for args, _ in service.ran} == {('small',)}
             sock.sendall(request(body)[-100:])  # who came in time is served
@@ -5591,9 +5592,8 @@ class TestListener:
             for _ in range(20):
                 assert statuses(raw(service, b'', end=False)) == [503]
                 with Friend('app1', service.address) as friend:
-                    with pytest.raises(Busy) as caught:
+                    with failing(Busy, status=503, sent=False):
                         friend.send('/echo', 1)
-                    assert (caught.value.status, caught.value.sent) == (503, False)
             service.release.set()
             assert [statuses(receive(sock)) for sock in socks] == [[200]] * 2
             stack.close()
@@ -6231,9 +6231,8 @@ class TestStop:
                 assert service.held.acquire(timeout=TIMEOUT)
                 with soon():
                     service.stop(grace=0.05)
-                with pytest.raises(ConnectionLost) as caught:
+                with failing(ConnectionLost, sent=True):
                     call.result(TIMEOUT)
-                assert caught.value.sent is True
                 service.release.set()
         until_released(before)
 
@@ -6448,7 +6447,7 @@ class TestRun:
     def test_idle(self):
         """While nobody calls, run, start, and a friend with a kept connection wake nothing."""
         with running('-W', 'error', '-c', IDLE_PAIR) as process:
-            address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+            address = announced(process)
             with Friend('app1', address, timeout=TIMEOUT) as friend:
                 assert friend.send('/f') == friend.send('/ask') == 7
                 until(lambda: woken(process, 0.3) == 0)
@@ -6771,7 +6770,7 @@ class TestForks:
         """A forked child ends no connection of its parent, and keeps none when the parent dies."""
         with calling(holding(counting(make()))) as (service, _), contextlib.ExitStack() as last:
             process = last.enter_context(running('-c', 'import sys' + ORPHANING, service.address))
-            address = re.search(r'http:[^;]+', process.stdout.readline().decode()).group()
+            address = announced(process)
             friend = last.enter_context(Friend('app2', address, timeout=TIMEOUT))
             call = last.enter_context(background(friend.send, '/relay', '/hold'))
             assert service.held.acquire(timeout=TIMEOUT)
@@ -6829,9 +6828,8 @@ class TestFriend:
             sock.sendall(response(b'', '413 Content Too Large'))
 
         with peer(script) as address, Friend('app1', address) as friend:
-            with pytest.raises(TooLarge) as caught:
+            with failing(TooLarge, status=413, sent=False):
                 friend.send('/echo', 'x' * 8000000)
-        assert (caught.value.status, caught.value.sent) == (413, False)
 
     def test_more_than_a_reply(self):
         """Bytes after a reply are not the reply to the next call."""
@@ -7121,17 +7119,15 @@ class TestSeveralAddresses:
 
         with peer(reset) as one, peer(reset) as another:
             with Friend('app1', [one, another], timeout=TIMEOUT) as friend:
-                with pytest.raises(Unreachable) as caught:
+                with failing(Unreachable, status=None, sent=False):
                     friend.send('/echo', 'x' * 8000000)
-        assert (caught.value.status, caught.value.sent) == (None, False)
 
     def test_none_left_but_busy(self):
         """If one of the addresses was busy, the error is Busy: a later call may succeed."""
         with peer(answers(BUSY)) as address:
             with Friend('app1', [dead_address(), address]) as friend:
-                with pytest.raises(Busy) as caught:
+                with failing(Busy, sent=False):
                     friend.send('/echo', 1)
-        assert caught.value.sent is False
 
     def test_silent_does_not_use_up_the_time(self, service):
         """An address that accepts no connection leaves time for the others."""
@@ -7635,9 +7631,8 @@ class TestProxies:
         with peer(drip(b'HTTP/1.1 200 ', b'x')) as trap:
             proxies(trap)
             with Friend('app1', 'https://service.invalid', timeout=0.2) as friend, soon():
-                with pytest.raises(Unreachable, match='no answer in time') as caught:
+                with failing(Unreachable, 'no answer in time', sent=False):
                     friend.send('/echo')
-        assert caught.value.sent is False
 
     def test_slow_tunnel(self, proxies, tls_client, monkeypatch):
         """The proxy may take as long as the call, however many addresses its name has."""
@@ -7747,9 +7742,8 @@ class TestTls:
         else:
             address = tls_service.address
         with Friend('app1', address, ssl_context=context) as friend:
-            with pytest.raises(Unreachable, match=message) as caught:
+            with failing(Unreachable, message, sent=False):
                 friend.send('/echo', 1)
-        assert caught.value.sent is False
         assert service.ran == tls_service.ran == []
 
     @pytest.mark.parametrize('start', [b'', b'\x16\x03\x01', b'\x16\x03\x01\x02\x00\x01'])
@@ -7794,9 +7788,8 @@ class TestTls:
         for number, value in enumerate((1, 'x' * 1000000), 1):
             address = tls_service.address.replace('https:', 'http:')
             with Friend('app1', address, timeout=TIMEOUT) as friend:
-                with pytest.raises(Unreachable, match='https:// instead of http://') as caught:
+                with failing(Unreachable, 'https:// instead of http://', sent=False):
                     friend.send('/echo', value)
-            assert caught.value.sent is False
             until(lambda number=number: len(caplog.messages) == number)
         assert {record.levelname for record in caplog.records} == {'DEBUG'}
         assert all(line.startswith('a TLS handshake failed: ') for line in caplog.messages)
@@ -7809,9 +7802,8 @@ class TestTls:
         """A TLS alert in answer to a first call by http:// says that it was not read."""
         with peer(answers(b'\x15\x03\x03\x00\x02' + alert)) as address:
             with Friend('app1', address) as friend:
-                with pytest.raises(Unreachable, match='https:// instead of http://') as caught:
+                with failing(Unreachable, 'https:// instead of http://', sent=False):
                     friend.send('/echo')
-        assert caught.value.sent is False
 
     @pytest.mark.parametrize(
         'reason, kind, sent',
@@ -7835,9 +7827,8 @@ class TestTls:
 
         connect_by(monkeypatch, Alerted)
         with Friend('app1', service.address) as friend:
-            with pytest.raises(kind) as caught:
+            with failing(kind, sent=sent):
                 friend.send('/echo')
-        assert caught.value.sent is sent
 
     def test_alert_on_a_kept_connection(self):
         """Bytes like an alert where HTTP was spoken are no reply: the call may have run."""
@@ -7849,9 +7840,8 @@ class TestTls:
 
         with peer(script) as address, Friend('app1', address) as friend:
             assert friend.send('/echo') == 'x'
-            with pytest.raises(BadReply) as caught:
+            with failing(BadReply, sent=True):
                 friend.send('/echo')
-        assert caught.value.sent is True
 
 
 class TestAsend:
@@ -7976,9 +7966,8 @@ class TestAsend:
         friend = Friend('app1', make())
         monkeypatch.setattr(threading.Thread, 'start', fail)
         forget_idle_threads()
-        with pytest.raises(Busy, match="no call is possible: can't start new thread") as caught:
+        with failing(Busy, "no call is possible: can't start new thread", sent=False):
             asyncio.run(friend.asend('/echo', 1))
-        assert caught.value.sent is False
 
     def test_without_asyncio(self):
         """Without a loop of asyncio, asend says so, and calls nothing."""
