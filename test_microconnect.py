@@ -527,6 +527,17 @@ def raw(service, data, end=True):
         return receive(sock)
 
 
+def two_idle(service, stack):
+    """Two connections that have got a reply each, and wait since, the first one for longer."""
+    socks = []
+    for _ in range(2):
+        socks.append(stack.enter_context(connect(service)))
+        socks[-1].sendall(request())
+        receive(socks[-1], b'["x"]')
+        until(lambda: len(waiting_connections_of(service)) == len(socks))
+    return socks
+
+
 def statuses(got):
     """The status of each reply in *got*."""
     return [int(status) for status in re.findall(rb'HTTP/1\.1 (\d{3}) ', got)]
@@ -4883,6 +4894,19 @@ class AsyncCall:
         return value
 
 
+AWAITED = {  # what is made around an async function
+    'plain': lambda f: f,
+    'partial': lambda f: functools.partial(f, 1),
+    'partials': lambda f: functools.partial(functools.partial(f, 1)),
+    'wrapped': lambda f: functools.wraps(f)(lambda *args: f(*args)),
+    'lambda': lambda f: lambda *args: f(*args),
+    'static': lambda f: type('Callable', (), {'__call__': staticmethod(f)})(),
+    'object': lambda f: AsyncCall(),
+    'method': lambda f: type('Method', (), {'go': lambda self, *args: f(*args)})().go,
+    'run': lambda f: functools.wraps(f)(lambda *args: asyncio.run(f(*args))),
+}
+
+
 class TestAsyncRules:
     """Async rules, all of one service on one event loop."""
 
@@ -4902,31 +4926,7 @@ class TestAsyncRules:
         assert asyncio.run(f(3)) == 3
 
     @pytest.mark.parametrize('ask', [by_asgi, by_listener])
-    @pytest.mark.parametrize(
-        'wrap',
-        [
-            lambda f: f,
-            lambda f: functools.partial(f, 1),
-            lambda f: functools.partial(functools.partial(f, 1)),
-            lambda f: functools.wraps(f)(lambda *args: f(*args)),
-            lambda f: lambda *args: f(*args),
-            lambda f: type('Callable', (), {'__call__': staticmethod(f)})(),
-            lambda f: AsyncCall(),
-            lambda f: type('Method', (), {'go': lambda self, *args: f(*args)})().go,
-            lambda f: functools.wraps(f)(lambda *args: asyncio.run(f(*args))),
-        ],
-        ids=[
-            'plain',
-            'partial',
-            'partials',
-            'wrapped',
-            'lambda',
-            'static',
-            'object',
-            'method',
-            'run',
-        ],
-    )
+    @pytest.mark.parametrize('wrap', AWAITED.values(), ids=AWAITED)
     def test_callables(self, wrap, ask):
         """A coroutine is awaited whatever kind of callable returned it."""
 
@@ -4952,21 +4952,16 @@ class TestAsyncRules:
             Friend('app1', service).send('/f')
         service.stop()
 
-    @pytest.mark.parametrize(
-        'name',
-        [
-            *('ValueError', 'SystemExit', 'KeyboardInterrupt', 'CancelledError', 'GeneratorExit'),
-            *('StopIteration', 'StopAsyncIteration'),
-        ],
-    )
-    def test_raised(self, friend, name):
+    def test_raised(self, friend):
         """Any exception of an async rule is an error of that call; the service goes on."""
-        with pytest.raises(RemoteError) as caught:
-            friend.send('/afail', name)
-        if name != 'StopIteration':  # Python itself makes a RuntimeError of it
-            assert caught.value.type == name
-        assert friend.send('/aecho', 'on') == 'on'
-        assert friend.send('/echo', 'on') == 'on'
+        names = ['ValueError', 'SystemExit', 'KeyboardInterrupt', 'CancelledError']
+        for name in (*names, 'GeneratorExit', 'StopIteration', 'StopAsyncIteration'):
+            # Python itself makes a RuntimeError of a StopIteration.
+            told = 'RuntimeError' if name == 'StopIteration' else name
+            with failing(RemoteError, type=told):
+                friend.send('/afail', name)
+            assert friend.send('/aecho', 'on') == 'on'
+            assert friend.send('/echo', 'on') == 'on'
 
     @pytest.mark.parametrize('name', ['SystemExit', 'KeyboardInterrupt'])
     @pytest.mark.filterwarnings('ignore')  # pytest's, of a thread that raised
@@ -5389,12 +5384,7 @@ class TestListener:
     def test_longest_idle_makes_room(self):
         """At max_connections, the longest-idle connection is closed for a new one."""
         with serving(max_connections=2) as service, contextlib.ExitStack() as stack:
-            socks = []
-            for _ in range(2):
-                socks.append(stack.enter_context(connect(service)))
-                socks[-1].sendall(request())
-                receive(socks[-1], b'["x"]')
-                until(lambda: len(idle_connections_of(service)) == len(socks))
+            socks = two_idle(service, stack)
             assert statuses(raw(service, request())) == [200]
             assert statuses(receive(socks[0])) == [408]
             socks[1].sendall(request())
@@ -5448,12 +5438,7 @@ class TestListener:
             raise RuntimeError("can't start new thread")
 
         with serving() as service, contextlib.ExitStack() as stack:
-            socks = []
-            for _ in range(2):
-                socks.append(stack.enter_context(connect(service)))
-                socks[-1].sendall(request())
-                receive(socks[-1], b'["x"]')
-                until(lambda: len(waiting_connections_of(service)) == len(socks))
+            socks = two_idle(service, stack)
             for number, idle in enumerate(socks):
                 failed.clear()
                 with monkeypatch.context() as patch:
@@ -5661,6 +5646,14 @@ REFUSED_EVERYWHERE = [
 ]
 
 
+ANSWERED_EVERYWHERE = [  # method, path, headers, body; the reply
+    ('POST', '/echo', JSON, b'{"args":["\xc3\xa4"]}', b'["\\u00e4"]'),
+    ('POST', '/aecho', JSON, b'{"args":["\xc3\xa4"]}', b'["\\u00e4"]'),
+    ('GET', '/now', {}, b'', b'["now"]'),
+    ('POST', '/gr%C3%BC%C3%9Fe%20dich', JSON, b'{}', b'["da"]'),
+]
+
+
 class TestEveryHost:
     """The listener, WSGI and ASGI give one answer."""
 
@@ -5686,33 +5679,20 @@ class TestEveryHost:
             assert ('www-authenticate' in fields) == (status == 401)
 
     @HOSTS
-    @pytest.mark.parametrize('rule', ['/echo', '/aecho'])
-    def test_call(self, ask, rule):
-        """A call is answered by each host, of a plain rule and of an async one."""
+    @pytest.mark.parametrize('method, path, headers, body, told', ANSWERED_EVERYWHERE)
+    def test_answered(self, ask, method, path, headers, body, told):
+        """A call of a plain rule, of an async one and by GET is answered by each host."""
         service = make_async()
-        status, fields, reply = ask(service, 'POST', rule, JSON, b'{"args":["\xc3\xa4"]}')
-        assert (status, fields['content-type']) == (200, 'application/json')
-        assert json.loads(reply) == ['ä']
-        service.stop()
-
-    @HOSTS
-    def test_get(self, ask):
-        """A rule opened to GET is answered without a body and a content type."""
-        service = make()
         service.typing('/now', methods=['GET'])(lambda: 'now')
-        assert ask(service, 'GET', '/now', {}, b'')[::2] == (200, b'["now"]')
+        service.typing('/grüße dich')(lambda: 'da')
+        status, fields, reply = ask(service, method, path, headers, body)
+        assert (status, fields['content-type'], reply) == (200, 'application/json', told)
+        service.stop()
 
     @pytest.mark.parametrize('ask', [by_listener, by_wsgi])
     def test_path_not_utf8(self, ask):
         """A path that is not UTF-8 is malformed; under ASGI the server decodes it."""
         assert ask(make(), 'POST', '/%FF', JSON, b'')[0] == 400
-
-    @HOSTS
-    def test_rule_with_letters(self, ask):
-        """A rule beyond ASCII is found by its percent-encoded path."""
-        service = make()
-        service.typing('/grüße dich')(lambda: 'da')
-        assert ask(service, 'POST', '/gr%C3%BC%C3%9Fe%20dich', JSON, b'{}')[0] == 200
 
     @HOSTS
     @pytest.mark.parametrize('method, body', [('GET', b'["app1"]'), ('HEAD', b'')])
@@ -5809,6 +5789,14 @@ class TestWsgi:
             thread.join(TIMEOUT)
 
 
+# fmt: off
+MOUNTED = [  # root_path, path
+    ('/rpc', '/rpc/echo'), ('/rpc', '/echo'), ('/rpc/', '/rpc/echo'), ('/', '/echo'),
+    ('/ec', '/echo'), ('/echo', '/echo/echo'),
+]
+# fmt: on
+
+
 class TestAsgi:
     """Micro.asgi."""
 
@@ -5834,24 +5822,12 @@ class TestAsgi:
         answer = by_asgi(service, 'POST', '/echo', JSON, body, pieces=3, disconnect=True)
         assert answer[0] == 413
 
-    @pytest.mark.parametrize(
-        'root_path, path',
-        [
-            ('/rpc', '/rpc/echo'),
-            ('/rpc', '/echo'),
-            ('/rpc/', '/rpc/echo'),
-            ('/', '/echo'),
-            ('/ec', '/echo'),
-            ('/echo', '/echo/echo'),
-        ],
-    )
-    def test_mounted(self, root_path, path):
+    def test_mounted(self):
         """The rule is what follows root_path, which some servers leave out of the path."""
-        answer = by_asgi(make(), 'POST', path, JSON, b'{"args":[1]}', root_path=root_path)
-        assert answer[::2] == (200, b'[1]')
-
-    def test_mounted_root(self):
-        """The mount point itself is the health check."""
+        for root_path, path in MOUNTED:
+            answer = by_asgi(make(), 'POST', path, JSON, b'{"args":[1]}', root_path=root_path)
+            assert answer[::2] == (200, b'[1]'), (root_path, path)
+        # The mount point itself is the health check.
         answer = by_asgi(make(), 'GET', '/rpc', {}, b'', root_path='/rpc')
         assert answer[::2] == (200, b'["app1"]')
 
@@ -6985,20 +6961,16 @@ class TestAddresses:
     def test_scope_of_ipv6(self, monkeypatch, proxies):
         """The scope of a link-local address is kept to connect by, and left out of Host."""
         found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, '', ('fe80::1', 5000, 0, 7))]
-        tried = []
-        look_up_by(monkeypatch, found, tried)
-        with Friend('app1', '[fe80::1%eth0]:5000') as friend:
-            with pytest.raises(Unreachable, match=r'cannot connect to \[fe80::1\]:5000'):
-                friend.send('/echo')
+        tried, asked, got = [], [], []
+        with monkeypatch.context() as patch:
+            look_up_by(patch, found, tried)
+            with Friend('app1', '[fe80::1%eth0]:5000') as friend:
+                with pytest.raises(Unreachable, match=r'cannot connect to \[fe80::1\]:5000'):
+                    friend.send('/echo')
         assert tried == [('fe80::1%7', 5000)]
-
-    def test_scope_of_ipv6_is_not_sent(self, monkeypatch, proxies):
-        """The Host of a call to an address with a scope is the address alone."""
-        got = []
         with peer(answers(response(), got=got)) as address:
             port = int(address.rpartition(':')[2])
             local = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.0.1', port))]
-            asked = []
 
             def look_up(host, *args, look_up=socket.getaddrinfo, **kwargs):
                 asked.append(host)
@@ -7459,18 +7431,13 @@ class TestWaiting:
                     assert friend.send('/echo', 1) == 1
 
     def test_wait_in_vain(self):
-        """wait raises CallTimeout if the service does not start; nothing was called."""
-        address = dead_address()
-        with Friend('app1', address) as friend:
-            told = f'^{address} did not answer within 0.1 s: cannot connect to .*refused'
-            with soon(), pytest.raises(CallTimeout, match=told) as caught:
+        """wait raises CallTimeout, and tells of each address why it does not answer."""
+        address, other = dead_address(), dead_address()
+        told = f'^{address} did not answer within 0.1 s: cannot connect to .*refused'
+        with Friend('app1', address) as friend, soon():
+            with failing(CallTimeout, told, rule='/', address=address, sent=False):
                 friend.wait(0.1)
-        error = caught.value
-        assert (error.rule, error.address, error.sent) == ('/', address, False)
-
-    def test_wait_in_vain_for_several(self):
-        """wait tells of each address why it does not answer."""
-        with Friend('app1', [dead_address(), dead_address()]) as friend:
+        with Friend('app1', [address, other]) as friend:
             with pytest.raises(CallTimeout, match=r'refused.*; cannot connect to .*refused'):
                 friend.wait(0.05)
 
