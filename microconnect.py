@@ -285,10 +285,13 @@ def _checked_seconds(name: str, value: Any) -> Any:
     return _checked_number(name, value, float, threading.TIMEOUT_MAX)  # on Windows 49 days
 
 
-def _checked_context(ssl_context: Any) -> Any:
-    if ssl_context is None or hasattr(ssl_context, 'wrap_socket'):
+def _checked_context(ssl_context: Any, side: str) -> Any:
+    """*side* is CLIENT or SERVER: what is made for one cannot be used by the other."""
+    given = getattr(getattr(ssl_context, 'protocol', None), 'name', repr(ssl_context))
+    is_other = re.fullmatch('PROTOCOL_TLS_(?!' + side + ').*', given)
+    if ssl_context is None or (hasattr(ssl_context, 'wrap_socket') and not is_other):
         return ssl_context
-    raise TypeError(f'ssl_context has to be an ssl.SSLContext, not {ssl_context!r}')
+    raise TypeError(f'ssl_context is an ssl.SSLContext(ssl.PROTOCOL_TLS_{side}), not {given}')
 
 
 def _checked_token(rule: str, token: Any) -> Any:
@@ -323,7 +326,8 @@ def _refuse_secret_key(secret_key: str | None) -> None:
 
 def _path_of(rule: Any) -> str:
     if not isinstance(rule, str) or not rule:
-        raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
+        what = f'not {rule!r}' if rule else "and comes first: send('/helloworld', ...)"
+        raise TypeError(f"a rule is a string such as '/helloworld', {what}")
     return rule if rule.startswith('/') else '/' + rule
 
 
@@ -387,7 +391,7 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
     def __init__(self, token: Tokens) -> None:
         if not isinstance(token, (type(None), bool, str, list, tuple, abc.Mapping)):
             how = "a string for every rule, a list of them, or a dict {'/rule': 'token'}"
-            raise TypeError(f'token is {how}')
+            raise TypeError(f'token is {how}, not of type {type(token).__name__}')
         self.for_all: Token = getattr(token, 'for_all', False)
         self.by_rule: dict[str, Token] = {}
         if isinstance(token, abc.Mapping):
@@ -1473,7 +1477,7 @@ class _Rules:
         self._debug_of_start: bool | None = None  # while it serves
 
     def typing(
-        self, rule: str, token: Token = False, methods: Sequence[str] = ('POST',)
+        self, rule: str = '', token: Token = False, methods: Sequence[str] = ('POST',)
     ) -> Callable[[Function], Function]:
         """Decorate a function to answer under *rule*; it stays callable as usual.
 
@@ -1489,8 +1493,9 @@ class _Rules:
         Raises:
             TypeError, ValueError: at decoration, for what cannot work.
         """
-        if not isinstance(rule, str):
-            raise TypeError(f"write @Micro.typing('/rule'), with the rule, not {rule!r}")
+        if not isinstance(rule, str) or not rule:
+            name = getattr(rule, '__name__', 'rule')
+            raise TypeError(f"write @Micro.typing('/{name}'), with the rule in brackets")
         path = _path_of(rule)
         if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
             raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
@@ -1511,10 +1516,10 @@ class _Rules:
 
     route = typing
 
-    def reply(self, function: Function) -> Function:
+    def reply(self, function: Function = None) -> Function:  # type: ignore[assignment]
         """Mark *function* as one that answers calls; `typing` alone does the same."""
         if not callable(function):
-            raise TypeError(f'write @Micro.reply above a function, not above {function!r}')
+            raise TypeError('write @Micro.reply above a function, without brackets')
         return function
 
     def rules(self) -> dict[str, dict[str, Any]]:
@@ -2433,7 +2438,7 @@ class Microservice(_Rules):
             RuntimeError: it serves already.
         """
         with _lock_of_process('start and stop'):
-            listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
+            listener = self._open(port, host, debug, ssl_context, reuse_port)
             try:
                 listener.thread.start()
             except BaseException:  # no more threads, or a signal
@@ -2444,12 +2449,16 @@ class Microservice(_Rules):
     def _open(self, port: int | None, host: str | None, debug: bool | None, *how: Any) -> _Listener:
         """Make the listener; OSError says where it cannot be, and why."""
         if self._serving():
-            raise RuntimeError(f'{self.name} serves already, at {self.address}')
+            raise RuntimeError(f'{self.name} serves already, at {self.address}: call stop() first')
+        _checked_context(how[0], 'SERVER')
         where = (self.host if host is None else host, self.port if port is None else port)
         try:
+            if '/' in where[0] or where[0].count(':') == 1:  # a URL, or with a port
+                raise TypeError
             self._listener = listener = _Listener(self, where, *how)
         except TypeError:
-            raise TypeError(f'host is a string and port a number, not {where!r}') from None
+            how_to = "host is such as '127.0.0.1', and port such as 5000"
+            raise TypeError(f'{how_to}, not {where[0]!r} and {where[1]!r}') from None
         except (OSError, OverflowError) as error:
             number = getattr(error, 'errno', None) or errno.EINVAL
             why = getattr(error, 'strerror', None) or error
@@ -2515,7 +2524,7 @@ class Microservice(_Rules):
         before: dict[signal.Signals, Any] = {}
         wakeup: int | None = None
         with _lock_of_process('start and stop'):
-            listener = self._open(port, host, debug, _checked_context(ssl_context), reuse_port)
+            listener = self._open(port, host, debug, ssl_context, reuse_port)
             listener.thread = threading.current_thread()
         try:
             if _in_main_thread():
@@ -2684,7 +2693,7 @@ class _Address:
             import ssl
 
             ssl_context = ssl.create_default_context()
-        self.ssl_context = _checked_context(ssl_context)
+        self.ssl_context = _checked_context(ssl_context, 'CLIENT')
         self.netloc = _netloc(self.host.partition('%')[0], self.port)
         self.proxy = _proxy_for(self.scheme, self.host, self.netloc)
         self.via = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else ''
@@ -2824,7 +2833,7 @@ class _InProcess:
 
 def _address_of(address: Any, *how: Any) -> Any:
     # Not isinstance: it may be a service of another copy of this module.
-    return _InProcess(address) if hasattr(address, 'aanswer') else _Address(address, *how)
+    return _InProcess(address) if hasattr(type(address), 'aanswer') else _Address(address, *how)
 
 
 class _Workers:
@@ -2914,6 +2923,8 @@ class Friend:
         max_body: int = 8 << 20,
     ) -> None:
         _refuse_secret_key(secretKey)
+        if isinstance(address, str) and '://' in str(name) and '://' not in address:
+            raise ValueError("write Friend('app1', 'http://host:5000'): the name, then the address")
         self.name = name
         self.token = token
         self.timeout = _checked_seconds('timeout', timeout)
@@ -2964,7 +2975,7 @@ class Friend:
         friend.__dict__.update(self.__dict__, _within=_checked_seconds('timeout', timeout))
         return friend
 
-    def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
+    def send(self, rule: str = '', /, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
 
         Every further argument is the remote function's, whatever its name.
@@ -2994,7 +3005,7 @@ class Friend:
             raise too_large.at(path, self._where)
         return self._call(path, setting, body)
 
-    async def asend(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
+    async def asend(self, rule: str = '', /, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
 
         Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.

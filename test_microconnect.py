@@ -1480,17 +1480,17 @@ class TestErrors:
 
 TAKEN = "rule '/echo' is taken already"
 
-NO_RULE = "a rule is a string such as '/helloworld', not "
+NO_RULE = "a rule is a string such as '/helloworld', "
 
-NO_FUNCTION = 'write @Micro.reply above a function, not'
+NO_FUNCTION = 'write @Micro.reply above a function, without brackets'
 
 NO_TOKEN = 'the token of /f has to be a non-empty string'
 
-TYPING = "write @Micro.typing('/rule'), with the rule,"
+TYPING = "write @Micro.typing('/{}'), with the rule in brackets"
 
 WRONG_TYPING = [  # what it raises, what that says; what `typing` is given
-    (TypeError, TYPING, [{'rule': rule} for rule in (make, None, 7, b'/f')]),
-    (TypeError, NO_RULE + "''", [{'rule': ''}]),
+    (TypeError, TYPING.format('make'), [{'rule': make}]),
+    (TypeError, TYPING.format('rule'), [{'rule': rule} for rule in (None, 7, b'/f', '')]),
     (ValueError, TAKEN, [{'rule': '/echo'}, {'rule': 'echo'}]),
     (TypeError, NO_FUNCTION, [{'function': 7}, {'function': None}]),
     (
@@ -1674,7 +1674,7 @@ WRONG_ADDRESSES = [  # what it raises, what that says; addresses
         "is not like 'http://host:5000': ",
         ['http://a:99999', 'http://a:port', 'http://a:-1', 'http://[::1'],
     ),
-    (TypeError, 'an address is a string', [5000, None]),
+    (TypeError, 'an address is a string', [5000, None, Microservice]),
     (ValueError, 'empty list', [[]]),
 ]
 
@@ -1692,19 +1692,30 @@ class TestAddressSettings:
         with pytest.raises(ValueError, match=NOT_ENCRYPTED):
             Friend('app1', 'localhost:5000', SECRET, ssl_context=tls_client)
 
-    def test_ssl_context(self):
-        """Both sides refuse an ssl_context that is not an SSLContext."""
-        for use in (
-            lambda: make().start(0, '127.0.0.1', ssl_context=('cert', 'key')),
-            lambda: Friend('app1', 'https://127.0.0.1', ssl_context=True),
-        ):
-            with pytest.raises(TypeError, match='ssl_context has to be an ssl.SSLContext, not'):
-                use()
+    def test_ssl_context(self, tls_server):
+        """Both sides refuse an ssl_context that is not an SSLContext, or is for the other side."""
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        told = r'ssl_context is an ssl.SSLContext\(ssl.PROTOCOL_TLS_{}\), not {}'
+        for given, shown in ((('pem',), r"\('pem',\)"), (client, 'PROTOCOL_TLS_CLIENT')):
+            with pytest.raises(TypeError, match=told.format('SERVER', shown)):
+                make().start(0, '127.0.0.1', ssl_context=given)
+        for given, shown in ((True, 'True'), (tls_server, 'PROTOCOL_TLS_SERVER')):
+            with pytest.raises(TypeError, match=told.format('CLIENT', shown)):
+                Friend('app1', 'https://127.0.0.1', ssl_context=given)
 
-    @pytest.mark.parametrize('port, host', [('5000', '127.0.0.1'), (0, None)])
+    @pytest.mark.parametrize(
+        'port, host',
+        [
+            ('5000', '127.0.0.1'),
+            ('127.0.0.1', 0),
+            (0, None),
+            (0, 'localhost:0'),
+            (0, 'http://[::1]'),
+        ],
+    )
     def test_service_of_wrong_types(self, port, host):
-        """A port or host of the wrong type is refused, and the error says what they are."""
-        with pytest.raises(TypeError, match='host is a string and port a number'):
+        """What cannot be a port or host is refused, and the error says what they are."""
+        with pytest.raises(TypeError, match='host is such as .*, and port such as 5000, not'):
             Microservice('app1', host=host).start(port)
 
     @pytest.mark.parametrize('port', [-1, 65536])
