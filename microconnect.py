@@ -531,6 +531,8 @@ _FORMS = {  # what marks classes of well-known packages, and the plain form that
     '_asdict': '._asdict()',
     '__table__': 'columns as a dict',
     'fileno': '.read()',
+    '__code__': 'result',  # of a function
+    'cr_await': 'result, with await',
 }
 
 
@@ -556,7 +558,7 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _no_json_form(value: Any) -> TypeError:
-    name = re.sub(r'\Abuiltins\.', '', f'{type(value).__module__}.{type(value).__name__}')
+    name = re.sub(r'\A(builtins|_io)\.', '', f'{type(value).__module__}.{type(value).__name__}')
     form = next((how for known, how in _FORMS.items() if hasattr(value, known)), '')
     return TypeError(f'{name} has no JSON form' + (f': send its {form}' if form else ''))
 
@@ -713,6 +715,7 @@ def _has_many(body: bytes, mark: bytes) -> bool:
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
 _CUT_SHORT = 'the connection ended in the middle of a message'
+_IS_IT = 'is another program on that port?'
 
 # Plain strings: `re` compiles them on first use and caches them, which keeps the import fast.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -786,7 +789,7 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
         # If the peer does not say: 4 s, below the 5 s of Node and uvicorn.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
     kind, coding = headers.get('content-type', ''), headers.get('content-encoding', 'identity')
-    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}'
+    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}: {_IS_IT}'
     if coding != 'identity':
         fault = 'the reply is compressed, though nobody asked for that'
     known = (f'{k.title()}: {headers[k][:200]}' for k in ('server', 'location') if k in headers)
@@ -1084,7 +1087,7 @@ def _error_from_reply(status: int, body: bytes, origin: str = '') -> Microconnec
     detail = str(members.get('detail') or '')
     if not detail:  # not from a service of this kind: a proxy, or another server
         where = f' ({origin})' if origin else ''
-        detail = f'something{where} answered {status}, without saying why: is it microconnect?'
+        detail = f'something{where} answered {status}, without saying why: {_IS_IT}'
     if status != 500:
         kind = _ERRORS.get(status, BadReply)
         # These are said before a function could run: use another address, log in, slow down.
@@ -1408,7 +1411,8 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
     rule = rules.get(path)
     if rule is not None:
         return UnknownRule(
-            f'{path} answers {", ".join(rule.methods)}, not {method}: setRule(rule, method=...)',
+            f"{path} answers {', '.join(rule.methods)}, not {method}: setRule('{path}', "
+            f"method='{rule.methods[0]}') in the caller, or methods=('{method}',) in the service",
             status=405,
             headers=(('Allow', ', '.join(rule.methods)),),
         )
@@ -2649,7 +2653,7 @@ def _call_failure(error: Exception, unsent: OSError | None, is_late: bool) -> Mi
     if unsent:
         return ConnectionLost(f'the call could not be sent: {unsent}', sent=False)
     if is_late:
-        return CallTimeout('no full reply within its timeout=; the call may have run')
+        return CallTimeout('no full reply in time; the call may have run')
     if isinstance(error, MicroconnectError):
         kind = TooLarge if error.status == 413 else BadReply
         return kind(f'no reply, but {error}; the call may have run', sent=True)
@@ -2785,8 +2789,11 @@ class _Address:
             for one in dialed:
                 one.finish()
         # After the except clause: the context of the error would keep the socket open.
-        ask = 'does it speak TLS, with a certificate to trust' if is_tls else 'is it running'
-        raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}?')
+        ask = 'is it running on that port? The default of a service is 5000'
+        if is_tls:  # without the place in the source of Python
+            why = re.sub(r'\[.*?\] | \(_ssl\.c.*\)', '', why)
+            ask = 'does it serve https, with a certificate that ssl_context trusts?'
+        raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}')
 
 
 def _dial(host: str, port: int, deadline: float) -> socket.socket:
@@ -2987,7 +2994,7 @@ class Friend:
             MicroconnectError: for each way a call can fail; see the table at the top.
         """
         if _in_async_rule.get() and _would_block_rules():
-            raise RuntimeError('in an async rule, `await asend(...)`: `send` would stop them all')
+            raise RuntimeError('in an async rule, `await asend(...)`: `send` would block them all')
         path = rule if isinstance(rule, str) and rule[:1] == '/' else _path_of(rule)
         setting = self._settings.get(path, _NO_SETTING)
         tokens = self._tokens
@@ -3080,7 +3087,8 @@ class Friend:
     def _call(self, rule: str, setting: _Setting, body: bytes) -> Any:
         """Call at one address after the other, until the call may have run at one."""
         now = time.monotonic()
-        deadline = now + (self._within or setting.timeout or self.timeout)
+        seconds = self._within or setting.timeout or self.timeout
+        deadline = now + seconds
         addresses = self._addresses if len(self._addresses) == 1 else self._in_turn(now)
         failures: list[MicroconnectError] = []
         for address in addresses:
@@ -3092,6 +3100,8 @@ class Friend:
                     address.pause = address.rests_until = 0.0
                 return _returned(reply, data, address.via)
             except MicroconnectError as error:
+                if isinstance(error, CallTimeout):
+                    error.args = (str(error).replace('in time', f'within timeout={seconds:g} s'),)
                 failures.append(error.at(rule, address.address))
                 if error.sent or not isinstance(error, ConnectionError) or len(addresses) == 1:
                     raise
@@ -3208,7 +3218,7 @@ def _load_service(target: str) -> Any:
     if wanted is None and len(found) == 1:
         wanted = next(iter(found))
     if wanted not in found:
-        which = ', '.join(f'{path}:{known}' for known in sorted(found)) or 'it has no Microservice'
+        which = ', '.join(f'{path}:{known}' for known in sorted(found)) or 'there is none in it'
         raise ValueError(f'{target} names no Microservice: {which}')
     return found[wanted]
 

@@ -3556,7 +3556,7 @@ class TestTimeOfACall:
             with peer(drip(*SLOW_REPLIES[number])) as address:
                 error = self.failed(address)
             assert type(error) is CallTimeout, SLOW_REPLIES[number]
-            assert str(error).startswith(f'/echo at {address}: no full reply within its timeout=')
+            assert str(error).startswith(f'/echo at {address}: no full reply within timeout=0.05 s')
             assert isinstance(error, TimeoutError)
             assert (error.status, error.sent) == (None, True), SLOW_REPLIES[number]
 
@@ -3823,7 +3823,7 @@ class TestRules:
         service.typing('/f', methods=('GET', 'PUT'))(make)
         status, headers, problem = ask(service, path='/f')
         assert (status, headers['Allow']) == (405, 'GET, PUT')
-        assert problem['detail'] == '/f answers GET, PUT, not POST: setRule(rule, method=...)'
+        assert problem['detail'].startswith('/f answers GET, PUT, not POST: setRule(')
         for method in ('GET', 'HEAD', 'OPTIONS'):
             assert ask(service, method=method)[1]['Allow'] == 'POST'
         with pytest.raises(UnknownRule) as caught:
@@ -7708,14 +7708,14 @@ class TestTls:
 
     @pytest.mark.parametrize(
         'message',
-        ['certificate verify failed', r"not valid for '127\.0\.0\.1'", 'does it speak TLS'],
+        ['certificate verify failed', r"not valid for '127\.0\.0\.1'", 'does it serve https'],
     )
     def test_unreachable(self, service, tls_service, tls_client, message):
         """An untrusted issuer, a wrong host, or a service without TLS is Unreachable."""
         address, context = by_name(tls_service), tls_client
         if message == 'certificate verify failed':
             context = None
-        elif message == 'does it speak TLS':
+        elif message == 'does it serve https':
             address = by_name(service).replace('http:', 'https:')
         else:
             address = tls_service.address
