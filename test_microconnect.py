@@ -8605,6 +8605,208 @@ class TestExplorer:
         assert not re.search(r'innerHTML|outerHTML|insertAdjacent|document\.write|eval\(', script)
 
 
+def helloworld(name):
+    return f'Welcome {name}'
+
+
+@pytest.fixture
+def newcomer(monkeypatch, proxies, tls_service):
+    """What the code of a newcomer finds: names, and the numbers behind PORT and the like.
+
+    At NOBODY and 80 nobody listens, and AIRPLAY is the macOS program that takes port 5000.
+    """
+    connect = socket.create_connection
+
+    def connect_but_to_80(address, *args):
+        if address[1] == 80:
+            raise OSError(errno.ECONNREFUSED, REFUSED)
+        return connect(address, *args)
+
+    monkeypatch.setattr(socket, 'create_connection', connect_but_to_80)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    service = holding(Microservice('app1'))
+    service.typing('/helloworld')(helloworld)
+    service.typing('/secret', token=SECRET)(make)
+    airplay = response(b'', '403 Forbidden', None, 'Server: AirTunes/595.13.1\r\n')
+    with calling(service) as (_, friend), peer(answers(airplay)) as taken, open(__file__) as file:
+        names = {'Micro': service, 'aFriend': friend, 'file': file, 'helloworld': helloworld}
+        names.update(Friend=Friend, Microservice=Microservice, urlopen=opener.open)
+        where = {'PORT': service.address, 'HTTPS': tls_service.address}
+        where.update(NOBODY=dead_address(), AIRPLAY=taken)
+        yield names, {word: address.rpartition(':')[2] for word, address in where.items()}
+        service.release.set()
+
+
+REFUSED, IN_USE = os.strerror(errno.ECONNREFUSED), os.strerror(errno.EADDRINUSE)
+
+TOO_MANY = 'takes 1 positional argument but 2 were given'
+if sys.implementation.name != 'cpython':
+    TOO_MANY = 'too many positional arguments'
+
+FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY is OpenSSL's word
+    # A service.
+    (
+        '@Micro.typing\ndef hello(name): ...',
+        TypeError,
+        "write @Micro.typing('/hello'), with the rule in brackets",
+    ),
+    (
+        '@Micro.typing()\ndef hello(name): ...',
+        TypeError,
+        "write @Micro.typing('/rule'), with the rule in brackets",
+    ),
+    (
+        "@Micro.typing('/hello')\n@Micro.reply()\ndef hello(name): ...",
+        TypeError,
+        'write @Micro.reply above a function, without brackets',
+    ),
+    (
+        "@Micro.typing('/helloworld')\ndef hello(name): ...",
+        ValueError,
+        "rule '/helloworld' is taken already: give each function its own",
+    ),
+    (
+        "@Micro.typing('/hello', token=123456)\ndef hello(name): ...",
+        TypeError,
+        'the token of /hello has to be a non-empty string, or a list of them',
+    ),
+    (
+        "Microservice('app2').start(host='http://127.0.0.1')",
+        TypeError,
+        "host is such as '127.0.0.1', and port such as 5000, not 'http://127.0.0.1' and 5000",
+    ),
+    (
+        "Microservice('app2').start(PORT, '127.0.0.1')",
+        OSError,
+        f'[Errno {errno.EADDRINUSE}] cannot listen on 127.0.0.1:PORT: {IN_USE}: '
+        'stop what listens there, or take another port (0: a free one)',
+    ),
+    (
+        'Micro.start()',
+        RuntimeError,
+        'app1 serves already, at http://127.0.0.1:PORT: call stop() first',
+    ),
+    # A friend.
+    (
+        "Friend('http://127.0.0.1:5000', 'app1')",
+        ValueError,
+        "write Friend('app1', 'http://host:5000'): the name, then the address",
+    ),
+    (
+        "Friend('app1', 'http://127.0.0.1').send('/helloworld', 'you')",
+        Unreachable,
+        f'/helloworld at http://127.0.0.1: cannot connect to 127.0.0.1:80: {REFUSED}; '
+        'is it running on that port? The default of a service is 5000',
+    ),
+    (
+        "Friend('app1', 'http://127.0.0.1:NOBODY').send('/helloworld', 'you')",
+        Unreachable,
+        '/helloworld at http://127.0.0.1:NOBODY: cannot connect to 127.0.0.1:NOBODY: '
+        f'{REFUSED}; is it running on that port? The default of a service is 5000',
+    ),
+    (
+        "Friend('app1', 'http://127.0.0.1:AIRPLAY').send('/helloworld', 'you')",
+        Forbidden,
+        '/helloworld at http://127.0.0.1:AIRPLAY: something (Server: AirTunes/595.13.1) '
+        'answered 403, without saying why: is another program on that port?',
+    ),
+    (
+        "Friend('app1', 'https://127.0.0.1:PORT').send('/helloworld', 'you')",
+        Unreachable,
+        '/helloworld at https://127.0.0.1:PORT: cannot connect to 127.0.0.1:PORT: WHY; '
+        'does it serve https, with a certificate that ssl_context trusts?',
+    ),
+    (
+        "Friend('app1', 'http://127.0.0.1:HTTPS').send('/helloworld', 'you')",
+        Unreachable,
+        '/helloworld at http://127.0.0.1:HTTPS: the service refused the TLS handshake: '
+        'https:// instead of http://?',
+    ),
+    (
+        f"aFriend.setRule('/secret', {SECRET!r})",
+        ValueError,
+        "method is one of ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'); "
+        'a token is given by token=...',
+    ),
+    # A call.
+    (
+        "aFriend.send(rule='/helloworld', name='you')",
+        TypeError,
+        "a rule is a string such as '/helloworld', and comes first: send('/helloworld', ...)",
+    ),
+    (
+        "aFriend.send('/helloword', 'you')",
+        UnknownRule,
+        "/helloword at http://127.0.0.1:PORT: no rule '/helloword' here: "
+        "did you mean '/helloworld'?",
+    ),
+    (
+        "aFriend.send('/helloworld', 'you', 'me')",
+        BadArguments,
+        f'/helloworld at http://127.0.0.1:PORT: helloworld() {TOO_MANY}',
+    ),
+    (
+        "aFriend.send('/helloworld', file)",
+        BadCall,
+        '/helloworld at http://127.0.0.1:PORT: '
+        'args[0]: TextIOWrapper has no JSON form: send its .read()',
+    ),
+    (
+        "Micro.typing('/hello')(lambda: helloworld)\naFriend.send('/hello')",
+        RemoteError,
+        '/hello at http://127.0.0.1:PORT: '
+        'TypeError: reply[0]: function has no JSON form: send its result',
+    ),
+    (
+        "aFriend.send('/secret')",
+        Forbidden,
+        "/secret at http://127.0.0.1:PORT: /secret wants its token: setRule('/secret', token=...)",
+    ),
+    (
+        f"aFriend.token = '{SECRET}2'\naFriend.send('/secret')",
+        Forbidden,
+        '/secret at http://127.0.0.1:PORT: /secret was given a wrong token: '
+        "setRule('/secret', token=...)",
+    ),
+    (
+        "aFriend.within(0.05).send('/hold')",
+        CallTimeout,
+        '/hold at http://127.0.0.1:PORT: no full reply within timeout=0.05 s; '
+        'the call may have run',
+    ),
+    # A browser, and a client of another kind without a Content-Type.
+    (
+        "urlopen('http://127.0.0.1:PORT/helloworld')",
+        urllib.error.HTTPError,
+        "/helloworld answers POST, not GET: setRule('/helloworld', method='POST') in the caller, "
+        "or methods=('GET',) in the service",
+    ),
+    (
+        "urlopen('http://127.0.0.1:PORT/helloworld', b'{}')",
+        urllib.error.HTTPError,
+        "Content-Type has to be application/json, not 'application/x-www-form-urlencoded'",
+    ),
+]
+
+
+class TestFirstMistakes:
+    """What a newcomer does wrong first: the error says what was wrong, and what to do."""
+
+    @pytest.mark.parametrize('code, kind, message', FIRST_MISTAKES)
+    def test_message(self, newcomer, code, kind, message):
+        """The message is in the words of what was written, and shows no token and no internals."""
+        names, ports = newcomer
+        for word, port in ports.items():
+            code, message = code.replace(word, port), message.replace(word, port)
+        with pytest.raises(kind) as caught:
+            exec(code, names)
+        error = caught.value
+        told = json.load(error)['detail'] if hasattr(error, 'read') else str(error)
+        assert re.fullmatch(re.escape(message).replace('WHY', '[a-z ]+'), told)
+        assert SECRET not in told and '123456' not in told
+        assert not re.search(r'\b_\w|\b0x', told)
+
+
 class TestDocuments:
     """What README.md and the examples promise."""
 
