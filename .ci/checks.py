@@ -5,6 +5,7 @@ checks.py imports PYTHON    that Python can import the module alone, vendored an
 checks.py wheel FILE        the wheel holds the module and its metadata, nothing else
 checks.py examples          the examples run and print what they should
 checks.py hosted            the same for the examples that need packages from PyPI
+checks.py deploy            what examples/scale deploys by, and the workflow of the public CI
 
 A check reports every problem it finds and fails at the end. `layout` needs Python 3.10 or later
 (`sys.stdlib_module_names`).
@@ -12,7 +13,11 @@ A check reports every problem it finds and fails at the end. `layout` needs Pyth
 
 import ast
 import contextlib
+import inspect
 import io
+import json
+import os
+import re
 import shutil
 import signal
 import socket
@@ -409,15 +414,17 @@ def report(script, expected, status, output):
 
 
 @contextlib.contextmanager
-def running(path, *arguments, port=None, stopped=(0,)):
+def running(path, *arguments, port=None, stopped=(0,), **environment):
     """Run a service, yield whether it listens, and stop it by SIGTERM when the block ends.
 
     *port* defaults to the first argument. *stopped* are the exit statuses that SIGTERM may cause.
+    The service sees the *environment* besides ours.
     """
     name = path.name
     command = [sys.executable, '-u', name, *map(str, arguments)]
     with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as log:
         streams = {'stdin': subprocess.DEVNULL, 'stdout': log, 'stderr': log}
+        streams['env'] = {**os.environ, **environment}
         process = subprocess.Popen(command, cwd=path.parent, **streams)
         try:
             listens = wait_until_served(process, port or arguments[0])
@@ -469,12 +476,116 @@ def free_port():
 
 
 ########################################################################
+# deploy
+########################################################################
+
+SCALE = EXAMPLES / 'scale'
+WORKFLOW = ROOT / '.github' / 'workflows' / 'ci.yml'
+# The check of each file, whose path comes last. Three of the tools are from PyPI.
+CHECKERS = {
+    SCALE / 'Containerfile': ['hadolint'],
+    SCALE / 'compose.yaml': ['check-jsonschema', '--builtin-schema', 'vendor.compose-spec'],
+    SCALE / 'haproxy.cfg': ['haproxy', '-c', '-dW', '-f'],
+    SCALE / 'kubernetes.yaml': ['kubernetes-validate', '--strict', '--quiet'],
+    SCALE / 'microconnect@.service': ['systemd-analyze', 'verify', '--recursive-errors=no'],
+    SCALE / 'nginx.conf': ['nginx', '-t', '-e', 'stderr', '-p', '{scratch}', '-c'],
+    WORKFLOW: ['check-jsonschema', '--builtin-schema', 'vendor.github-workflows'],
+}
+# Where these files repeat the default of a limit, or depend on it: a pattern, and what has to be
+# true of the number that it finds.
+STATED = [
+    ('nginx.conf', r'client_max_body_size (\d+)m;', lambda n, of: n << 20 == of['max_body']),
+    ('nginx.conf', r'idle_timeout of the services, (\d+) s', lambda n, of: n == of['idle_timeout']),
+    ('nginx.conf', r'\bkeepalive_timeout (\d+)s;', lambda n, of: n < of['idle_timeout']),
+    ('haproxy.cfg', r'timeout http-request (\d+)s', lambda n, of: n == of['read_timeout']),
+    ('microconnect@.service', r'TimeoutStopSec=(\d+)', lambda n, of: n > of['grace']),
+    ('compose.yaml', r'stop_grace_period: (\d+)s', lambda n, of: n > of['grace']),
+    ('kubernetes.yaml', r'GracePeriodSeconds: (\d+)', lambda n, of: n > of['grace'] + 5),  # preStop
+    ('kubernetes.yaml', r'max_age, (\d+) s', lambda n, of: n == of['max_age']),
+    ('kubernetes.yaml', r"max_body's (\d+) MiB", lambda n, of: n << 20 == of['max_body']),
+]
+HEALTH_CHECK = re.compile(r'HEALTHCHECK .*?CMD (\[.*?\])$', re.DOTALL | re.MULTILINE)
+
+
+def check_deploy():
+    """Check the files by the tools that are there; say loudly which are not."""
+    missing = [path.name for path, command in CHECKERS.items() if not is_checked(path, command)]
+    check_stated()
+    check_service()
+    if missing:
+        print(f'!!!!!!!! NOT CHECKED, as its tool is not installed: {", ".join(missing)}')
+
+
+def is_checked(path, command):
+    """Whether the tool that *command* names is installed; if so, it has to accept the file."""
+    # The tools from PyPI are beside this Python; daemons are often outside the PATH of a user.
+    places = [os.path.dirname(sys.executable), os.environ.get('PATH', ''), '/usr/sbin']
+    tool = shutil.which(command[0], path=os.pathsep.join(places))
+    if not tool:
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        options = [option.format(scratch=scratch + os.sep) for option in command[1:]]
+        status, output = captured([tool, *options, str(path)], ROOT)
+    if status:
+        problem(f'{command[0]} refuses {path.relative_to(ROOT)}, status {status}\n{output}')
+    else:
+        print(f'{path.relative_to(ROOT)}: accepted by {command[0]}')
+    return True
+
+
+def check_stated():
+    sys.path.insert(0, str(ROOT))
+    from microconnect import Microservice
+
+    signatures = [inspect.signature(Microservice), inspect.signature(Microservice.stop)]
+    of = {one.name: one.default for each in signatures for one in each.parameters.values()}
+    for name, pattern, is_right in STATED:
+        found = re.findall(pattern, (SCALE / name).read_text(encoding='utf-8'))
+        if len(found) != 1:
+            problem(f'{name}: {pattern!r} is there {len(found)} times, not once')
+        elif not is_right(int(found[0]), of):
+            problem(f'{name}: {pattern!r} finds {found[0]}, which does not fit the module')
+
+
+def check_service():
+    """Run the service as the files do: with a token, a health check and SIGTERM."""
+    print('-- scale/service.py')
+    written = HEALTH_CHECK.search((SCALE / 'Containerfile').read_text(encoding='utf-8'))
+    port = free_port()
+    _, *arguments = json.loads(written[1].replace('\\\n', '').replace(':5000', f':{port}'))
+
+    def is_healthy():
+        return captured([sys.executable, *arguments], ROOT)[0] == 0
+
+    caller = f"""
+from microconnect import Forbidden, Friend
+address = 'http://127.0.0.1:{port}'
+print(Friend('service', address, token='the token').send('/helloworld', 'you'))
+try:
+    Friend('service', address).send('/helloworld', 'you')
+except Forbidden:
+    print('only with the token')
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        token = Path(folder, 'token')
+        token.write_text('the token\n')
+        with running(SCALE / 'service.py', port, TOKEN_FILE=str(token)) as listens:
+            if listens:
+                if not is_healthy():
+                    problem('the health check of examples/scale/Containerfile fails')
+                ran = captured([sys.executable, '-c', caller], ROOT)
+                report('scale/service.py', 'only with the token', *ran)
+    if is_healthy():
+        problem('the health check of examples/scale/Containerfile finds a service that has ended')
+
+
+########################################################################
 
 
 def main(arguments):
     if len(arguments) == 2 and arguments[0] in ('imports', 'wheel'):
         check = check_imports if arguments[0] == 'imports' else check_wheel
-    elif len(arguments) == 1 and arguments[0] in ('layout', 'examples', 'hosted'):
+    elif len(arguments) == 1 and arguments[0] in ('layout', 'examples', 'hosted', 'deploy'):
         check = globals()[f'check_{arguments[0]}']
     else:
         raise SystemExit(__doc__)
