@@ -326,8 +326,7 @@ def _refuse_secret_key(secret_key: str | None) -> None:
 
 def _path_of(rule: Any) -> str:
     if not isinstance(rule, str) or not rule:
-        what = f'not {rule!r}' if rule else "and comes first: send('/helloworld', ...)"
-        raise TypeError(f"a rule is a string such as '/helloworld', {what}")
+        raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
     return rule if rule.startswith('/') else '/' + rule
 
 
@@ -1410,9 +1409,10 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
         return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
     rule = rules.get(path)
     if rule is not None:
+        how = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
+        how += f", or methods=('{method}',) in the service" if method in _METHODS else ''
         return UnknownRule(
-            f"{path} answers {', '.join(rule.methods)}, not {method}: setRule('{path}', "
-            f"method='{rule.methods[0]}') in the caller, or methods=('{method}',) in the service",
+            f'{path} answers {", ".join(rule.methods)}, not {method}: {how}',
             status=405,
             headers=(('Allow', ', '.join(rule.methods)),),
         )
@@ -2982,7 +2982,7 @@ class Friend:
         friend.__dict__.update(self.__dict__, _within=_checked_seconds('timeout', timeout))
         return friend
 
-    def send(self, rule: str = '', /, *args: Any, **kwargs: Any) -> Any:
+    def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
 
         Every further argument is the remote function's, whatever its name.
@@ -3012,7 +3012,7 @@ class Friend:
             raise too_large.at(path, self._where)
         return self._call(path, setting, body)
 
-    async def asend(self, rule: str = '', /, *args: Any, **kwargs: Any) -> Any:
+    async def asend(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
 
         Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.

@@ -8643,6 +8643,8 @@ TOO_MANY = 'takes 1 positional argument but 2 were given'
 if sys.implementation.name != 'cpython':
     TOO_MANY = 'too many positional arguments'
 
+CALLED_SEND = 'Friend.send' if sys.version_info >= (3, 10) else 'send'
+
 FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY is OpenSSL's word
     # A service.
     (
@@ -8732,7 +8734,7 @@ FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY
     (
         "aFriend.send(rule='/helloworld', name='you')",
         TypeError,
-        "a rule is a string such as '/helloworld', and comes first: send('/helloworld', ...)",
+        f"{CALLED_SEND}() missing 1 required positional argument: 'rule'",
     ),
     (
         "aFriend.send('/helloword', 'you')",
