@@ -703,6 +703,13 @@ def watchdog(terminal):
     faulthandler.dump_traceback_later(60, exit=True, file=terminal)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def frozen():
+    """What pytest itself holds is no garbage: collections need not look at it again and again."""
+    if hasattr(gc, 'freeze'):  # PyPy has none
+        gc.freeze()
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A stopped clock; `clock.shift(seconds)` moves it forward, `go_on` starts it again."""
