@@ -1501,6 +1501,8 @@ class _Rules:
             name = getattr(rule, '__name__', 'rule')
             raise TypeError(f"write @Micro.typing('/{name}'), with the rule in brackets")
         path = _path_of(rule)
+        if re.search(r'<\w+>|\{\w+\}', path):  # as in Flask or FastAPI
+            raise ValueError(f'a rule has no variables, as in {path!r}: pass arguments instead')
         if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
             raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
         token = _checked_token(rule, token)

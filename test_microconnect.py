@@ -8613,6 +8613,11 @@ FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY
         "rule '/helloworld' is taken already: give each function its own",
     ),
     (
+        "@Micro.typing('/hello/<name>')\ndef hello(name): ...",
+        ValueError,
+        "a rule has no variables, as in '/hello/<name>': pass arguments instead",
+    ),
+    (
         "@Micro.typing('/hello', token=123456)\ndef hello(name): ...",
         TypeError,
         'the token of /hello has to be a non-empty string, or a list of them',
