@@ -99,7 +99,12 @@ JSON = {'Content-Type': 'application/json'}
 
 needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
 needs_signals = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signals to send')
+needs_clock = pytest.mark.skipif(os.name == 'nt', reason='Windows has no thread that ends waits')
 needs_timers = pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='no timers here')
+
+
+# Windows tries a port where nobody listens for two seconds: a shorter timeout ends before that.
+REFUSED_SOON = 'in time' if os.name == 'nt' else 'refused'
 
 
 # ------------------------------------------------------------------- helpers: names of the module
@@ -859,7 +864,8 @@ def announced(process):
 def outcome(process):
     """The exit code of *process*, the words that it printed, and its standard error."""
     printed, complaint = process.communicate(timeout=3 * TIMEOUT)
-    return process.returncode, printed.decode().split(), complaint.decode()
+    lines = complaint.decode().replace('\r\n', '\n')  # as Windows ends them
+    return process.returncode, printed.decode().split(), lines
 
 
 def run(script, *arguments, options=()):
@@ -3362,6 +3368,7 @@ TOO_SLOW = [b'', HEAD, request()[:-1], CHUNKED_HEAD + b'5\r\n', HEAD + b'Drip: '
 class TestClock:
     """The thread that ends what is late."""
 
+    @needs_clock
     def test_a_wait_that_begins_while_it_looks(self, monkeypatch):
         """A call that begins just as another is ended is ended in its time, too."""
         calls = []
@@ -3587,7 +3594,7 @@ class TestTimeOfACall:
             friend.setRule('/echo', timeout=0.05)
             with soon(), pytest.raises(CallTimeout) as caught:
                 friend.send('/echo', 'x' * 8000000)
-        assert caught.value.sent is False
+        assert caught.value.sent is False or os.name == 'nt'  # which may take it whole
 
     @needs_timers
     def test_signals(self, each_way):
@@ -5974,6 +5981,8 @@ class TestStart:
     @pytest.mark.parametrize('reuse_port', [False, True])
     def test_port_in_use(self, service, reuse_port):
         """A port that is taken is an OSError that names it and says what to do."""
+        if reuse_port and not hasattr(socket, 'SO_REUSEPORT'):
+            pytest.skip('this system cannot share a port')
         port = port_of(service)
         with pytest.raises(OSError, match=f'127.0.0.1:{port}: .*another port') as caught:
             make().start(port, '127.0.0.1', reuse_port=reuse_port)
@@ -7291,6 +7300,8 @@ class TestAtMostOnce:
     @pytest.mark.parametrize('raised, expected', ALARMS, ids=lambda v: getattr(v, '__name__', ''))
     def test_interrupted(self, service, monkeypatch, raised, expected, kept, several):
         """A signal handler that raises just after a call was sent does not repeat the call."""
+        if os.name == 'nt' and isinstance(raised, TimeoutError):
+            pytest.skip('on Windows it passes for a timeout of the socket')
         armed = []
 
         class Interrupted(Wrapped):
@@ -7390,12 +7401,13 @@ class TestWaiting:
     def test_wait_in_vain(self):
         """wait raises CallTimeout, and tells of each address why it does not answer."""
         address, other = dead_address(), dead_address()
-        told = f'^{address} did not answer within 0.1 s: cannot connect to .*refused'
+        told = f'^{address} did not answer within 0.1 s: cannot connect to .*{REFUSED_SOON}'
         with Friend('app1', address) as friend, soon():
             with failing(CallTimeout, told, rule='/', address=address, sent=False):
                 friend.wait(0.1)
         with Friend('app1', [address, other]) as friend:
-            with pytest.raises(CallTimeout, match=r'refused.*; cannot connect to .*refused'):
+            told = f'{REFUSED_SOON}.*; cannot connect to .*{REFUSED_SOON}'
+            with pytest.raises(CallTimeout, match=told):
                 friend.wait(0.05)
 
     @pytest.mark.parametrize('reason', ['503', 'certificate verify failed', 'https://'])
@@ -7550,6 +7562,7 @@ class TestProxies:
                     friend.send('/echo')
         assert caught.value.sent is status.startswith('502')
 
+    @needs_clock
     def test_dripping_tunnel(self, proxies, tls_client):
         """A proxy that answers byte by byte has no more time than the call."""
         with peer(drip(b'HTTP/1.1 200 ', b'x')) as trap:
