@@ -1790,11 +1790,11 @@ LIMITS += ['max_age']
 
 class TestNumbers:
     @pytest.mark.parametrize('limit', LIMITS)
-    @pytest.mark.parametrize('value', [0, -1, None, '20'])
-    def test_limits_of_a_service(self, limit, value):
+    def test_limits_of_a_service(self, limit):
         """A service refuses a wrong limit when it is made; the error names the limit."""
-        with pytest.raises(ValueError, match=f'{limit} is a number .* above 0'):
-            make(**{limit: value})
+        for value in (0, -1, None, '20'):
+            with pytest.raises(ValueError, match=f'{limit} is a number .* above 0'):
+                make(**{limit: value})
 
     @pytest.mark.parametrize('value', [0, -1, math.nan, math.inf, '1', None])
     def test_limits_of_a_friend(self, value):
@@ -2156,7 +2156,6 @@ OFFERED = [  # a method or attribute, and what its objects offer to be sent
 ]
 
 ENDLESS = [itertools.count, lambda: (1 for _ in itertools.count()), lambda: itertools.repeat('x')]
-REFUSALS = pytest.mark.parametrize('value, why, kind', REFUSED, ids=[why for _, why, _ in REFUSED])
 
 # fmt: off
 BAD_JSON = [
@@ -2331,18 +2330,14 @@ class TestValues:
         assert friend_of(lambda: Lax(a=1)).send('/f') == {'a': 1}
         assert friend_of(Strict).send('/f') == {}
 
-    @REFUSALS
-    def test_refused_as_reply(self, value, why, kind):
-        """A returned value without a JSON form is an error of the function, with its path."""
+    @pytest.mark.parametrize('value, why, kind', REFUSED, ids=[why for _, why, _ in REFUSED])
+    def test_refused(self, value, why, kind):
+        """A value without a JSON form is an error of the function or a BadCall, with its path."""
         with pytest.raises(RemoteError) as caught:
             friend_of(lambda: value).send('/f')
         assert isinstance(caught.value, kind)
         told = str(caught.value).partition(f'{kind.__name__}: reply[0]')[2]
         assert told.startswith(why)
-
-    @REFUSALS
-    def test_refused_as_argument(self, value, why, kind):
-        """An argument without a JSON form is a BadCall with its path, and nothing is sent."""
         service = make()
         friend = Friend('app1', service)
         for args, kwargs, path in (
@@ -4233,21 +4228,21 @@ class TestAnswer:
         with pytest.raises(BadArguments):
             friend_of(function).send('/f', 1, 2, 3)
 
-    @HOSTS
     @pytest.mark.parametrize('wrap', DECORATED.values(), ids=DECORATED)
-    def test_bad_arguments_of_decorated(self, wrap, ask):
+    def test_bad_arguments_of_decorated(self, wrap):
         """Whatever is around a function, or it is, arguments that do not fit run nothing."""
         ran = []
-        service = service_of(wrap(ran))
-        with serving(service) if ask is by_listener else contextlib.nullcontext():
-            for args, kwargs in (((), {}), ((1, 2, 3), {}), ((1,), {'d': 1}), ((1,), {'self': 2})):
-                body = json.dumps({'args': args, 'kwargs': kwargs}).encode()
-                status, _, reply = ask(service, 'POST', '/f', JSON, body)
-                assert (status, ran) == (422, []), json.loads(reply)
-                assert error_of(status, reply).sent is False
-            status, _, reply = ask(service, 'POST', '/f', JSON, b'{"args":[1]}')
-            assert status == 200 and ran
-        service.stop()
+        wrong = ((), {}), ((1, 2, 3), {}), ((1,), {'d': 1}), ((1,), {'self': 2})
+        for ask in (by_listener, by_wsgi, by_asgi):
+            ran.clear()
+            with serving(service_of(wrap(ran))) as service:
+                for args, kwargs in wrong:
+                    body = json.dumps({'args': args, 'kwargs': kwargs}).encode()
+                    status, _, reply = ask(service, 'POST', '/f', JSON, body)
+                    assert (status, ran) == (422, []), (ask, json.loads(reply))
+                    assert error_of(status, reply).sent is False
+                status, _, reply = ask(service, 'POST', '/f', JSON, b'{"args":[1]}')
+                assert status == 200 and ran, ask
 
     @pytest.mark.parametrize('wrap', DECORATED.values(), ids=DECORATED)
     def test_type_errors_inside_decorated(self, wrap):
@@ -4611,16 +4606,16 @@ class TestAnswer:
             assert told[2]['detail'] == f'Content-Type has to be application/json, not {kind!r}'
 
     @pytest.mark.parametrize('host, origin, site, allowed', BROWSERS)
-    @pytest.mark.parametrize('method', ['POST', 'GET'])
-    def test_browsers(self, host, origin, site, allowed, method):
+    def test_browsers(self, host, origin, site, allowed):
         """A web page of another origin is 403 and runs nothing; one of this service may call."""
         service = Microservice('app1')
         ran = []
         service.typing('/f', methods=('GET', 'POST'))(lambda: ran.append(1))
         headers = {'Host': host, 'ORIGIN': origin, 'Sec-Fetch-Site': site}
         headers = {name: value for name, value in headers.items() if value is not None}
-        status, _, problem = ask(service, path='/f', method=method, **headers)
-        assert (status, len(ran)) == ((200, 1) if allowed else (403, 0))
+        for count, method in enumerate(('POST', 'GET'), 1):
+            status, _, problem = ask(service, path='/f', method=method, **headers)
+            assert (status, len(ran)) == ((200, count) if allowed else (403, 0)), method
         if not allowed:
             assert 'may not call this service' in problem['detail']
             assert ask(service, path='/', method='GET', **headers)[0] == 403
@@ -5679,13 +5674,13 @@ class TestEveryHost:
 
     @HOSTS
     @pytest.mark.parametrize('method, body', [('GET', b'["app1"]'), ('HEAD', b'')])
-    @pytest.mark.parametrize('token', [None, 'secret'])
-    def test_health(self, ask, method, body, token):
+    def test_health(self, ask, method, body):
         """GET / names the service and HEAD / does so without a body; neither wants a token."""
-        status, fields, reply = ask(make(token=token), method, '/', {}, b'')
-        assert (status, reply) == (200, body)
-        assert fields['content-type'] == 'application/json'
-        assert fields['content-length'] == '8'
+        for token in (None, 'secret'):
+            status, fields, reply = ask(make(token=token), method, '/', {}, b'')
+            assert (status, reply) == (200, body)
+            assert fields['content-type'] == 'application/json'
+            assert fields['content-length'] == '8'
 
     @HOSTS
     def test_head_of_a_rule(self, ask):
