@@ -74,6 +74,7 @@ import enum
 import errno
 import functools
 import gc
+import hashlib
 import hmac
 import http
 import http.client
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     Answer = tuple[int, Headers, bytes]
     Token = str | Sequence[str] | bool | None  # False: none is wanted
     Tokens = Token | Mapping[str, Token]
+    SecretKey = str | bytes | Sequence[str | bytes] | bool | None  # False: calls are not signed
 
 __version__ = '0.1.0'
 # fmt: off
@@ -317,11 +319,6 @@ def _checked_origins(origins: Any) -> frozenset[str]:
         is_default = port == {'http': '80', 'https': '443'}.get(scheme)
         found.add(f'{scheme}://{host}' + ('' if is_default or not port else f':{port}'))
     return frozenset(found)
-
-
-def _refuse_secret_key(secret_key: str | None) -> None:
-    if secret_key is not None:
-        raise NotImplementedError('secretKey: calls cannot be signed yet; use token, and TLS')
 
 
 def _path_of(rule: Any) -> str:
@@ -733,7 +730,7 @@ _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 _RequestHead = collections.namedtuple(
     '_RequestHead', 'method path headers count length keep_alive expects'
 )
-_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault origin')
+_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault origin headers')
 
 
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
@@ -792,7 +789,7 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
     if coding != 'identity':
         fault = 'the reply is compressed, though nobody asked for that'
     known = (f'{k.title()}: {headers[k][:200]}' for k in ('server', 'location') if k in headers)
-    return _ReplyHead(int(status), length, seconds, fault, ', '.join(known))
+    return _ReplyHead(int(status), length, seconds, fault, ', '.join(known), headers)
 
 
 def _malformed(head: bytes) -> BadCall:
@@ -805,11 +802,16 @@ def _malformed(head: bytes) -> BadCall:
 
 
 def _parse_fields(lines: bytes) -> dict[str, str]:
-    """Parse header lines that match _FIELDS; join those of one name (RFC 9110, 5.3)."""
+    """Parse header lines that match _FIELDS."""
+    fields = (line.partition(':') for line in lines.decode('latin-1').split('\r\n')[1:])
+    return _joined((name, value.strip(' \t')) for name, _, value in fields)
+
+
+def _joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Name in lower case -> value; those of one name joined (RFC 9110, 5.3)."""
     headers: dict[str, str] = {}
-    for field in lines.decode('latin-1').split('\r\n')[1:]:
-        name, _, value = field.partition(':')
-        name, value = name.lower(), value.strip(' \t')
+    for name, value in fields:
+        name = name.lower()
         headers[name] = f'{headers[name]}, {value}' if name in headers else value
     return headers
 
@@ -861,10 +863,13 @@ class _Reader:
     they need more.  Bytes that cannot become a message are refused at once.
     """
 
-    def __init__(self, parse: Any, first_line: bytes, max_head: int) -> None:
+    def __init__(
+        self, parse: Any, first_line: bytes, max_head: int, is_signed: Any = False
+    ) -> None:
         self.parse = parse  # makes a record of a head
         self.first_line = first_line + rb'\r\n'  # lets `head` refuse garbage early
         self.max_head = max_head  # bytes
+        self.max_cached = 0 if is_signed else 1024  # the cache must stay small
         self.buffer: Any = b''  # what has come and is not read yet
         self.has_ended = False
         self.last_head = b''
@@ -892,8 +897,7 @@ class _Reader:
             return self._check_unfinished_head(head, blank, limit)
         self.buffer, self.last_head = rest, head
         self.skipped = self.seen = 0
-        # Cache small heads only: the cache must stay small.
-        return (self.parse if len(head) < 1024 else self.parse.__wrapped__)(head)
+        return (self.parse if len(head) < self.max_cached else self.parse.__wrapped__)(head)
 
     def _check_unfinished_head(self, head: bytes, blank: bytes, limit: int) -> None:
         """Refuse what cannot become a head that is small enough."""
@@ -992,8 +996,11 @@ class _Reader:
 
 def _head(first_line: str, *fields: tuple[str, str]) -> bytes:
     """A message's head, without the length and the empty line."""
-    lines = [f'{name}: {value}\r\n' for name, value in fields]
-    return f'{first_line}\r\n{"".join(lines)}'.encode('latin-1')
+    return first_line.encode('latin-1') + b'\r\n' + _field_lines(fields)
+
+
+def _field_lines(fields: Headers) -> bytes:
+    return ''.join([f'{name}: {value}\r\n' for name, value in fields]).encode('latin-1')
 
 
 @functools.lru_cache(maxsize=64)
@@ -1006,11 +1013,15 @@ def _reply_head(status: int, headers: Headers, alive: float, second: int) -> byt
 
 
 def _request_head(base: str, fields: Headers, method: str, rule: str) -> bytes:
+    return _head(f'{method} {base}{_quoted(rule)} HTTP/1.1', *fields, *_JSON)
+
+
+def _quoted(rule: str) -> str:
+    """The path of *rule*, percent-encoded."""
     try:
-        target = base + urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
+        return urllib.parse.quote(rule, safe="/~!$&'()*+,;=:@")
     except UnicodeEncodeError:
         raise BadCall('the rule holds a lone surrogate, which has no UTF-8 form') from None
-    return _head(f'{method} {target} HTTP/1.1', *fields, *_JSON)
 
 
 # The bodies: a call and the values returned, or the problem.
@@ -1301,9 +1312,166 @@ class _TimedSocket:
             data = data[self.wait_for(self.sock.send, data) :]
 
 
+# ------------------------------------------------------------------------------------ signatures
+# HTTP Message Signatures (RFC 9421) by hmac-sha256, over a Content-Digest (RFC 9530).  Both sides
+# sign the content type and the digest of the body; a call also its method and path, a reply also
+# its status and the signature of its call, so that it is no reply to another.  Structured fields
+# are read in this one form only.
+#
+# @authority is not signed: a reverse proxy sends another Host, and a service does not know by what
+# names it is called.  The key says which service is meant.  @path is the rule: a prefix of the
+# address is for the proxy or server that cuts it off.  Both sides encode it anew, because a
+# gateway may do so in another way.
+
+_WINDOW = 300  # seconds that two clocks may differ, as in Kerberos
+_SPAN = 30  # seconds: the nonces of such a time are forgotten together
+_LEAST_KEY = 32  # bytes, as many as the hash has (RFC 7518, 3.2)
+
+_SIGNED_FIELDS = ('content-type', 'content-digest', 'signature-input', 'signature')
+_PARAMETER = r';(?:created=([1-9][0-9]{0,14})|(nonce|keyid|alg)="([ !#-\[\]-~]{1,64})")'
+_SIGNATURE_INPUT = rf'([a-z*][a-z0-9_.*-]*)=(\(([^()]*)\)((?:{_PARAMETER}){{4}}))'
+_SIGNED_CHALLENGE = (('WWW-Authenticate', 'Signature realm="microconnect"'),)
+
+
+def _checked_key(key: Any) -> bytes:
+    """*key* as bytes; an error does not show it."""
+    if isinstance(key, str):
+        key = key.encode('utf-8', 'surrogatepass')
+    if not isinstance(key, bytes):
+        raise TypeError('secretKey is a string or bytes, or a list of them')
+    if len(key) < _LEAST_KEY:
+        how = "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
+        raise ValueError(f'secretKey has {len(key)} bytes, not {_LEAST_KEY} random ones: {how}')
+    return key
+
+
+def _content_digest(body: bytes) -> str:
+    return f'sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:'
+
+
+def _signature(key: bytes, parts: Mapping[str, str], params: str) -> str:
+    """The signature of *parts*, identifier -> value, with these parameters (RFC 9421, 2.5)."""
+    lines = [f'{identifier}: {value}' for identifier, value in parts.items()]
+    base = '\n'.join([*lines, f'"@signature-params": {params}']).encode('utf-8', 'surrogatepass')
+    return f':{base64.b64encode(hmac.digest(key, base, "sha256")).decode()}:'
+
+
+def _call_parts(method: str, path: str) -> dict[str, str]:
+    return {'"@method"': method, '"@path"': _quoted(path)}
+
+
+def _reply_parts(status: int, signature: str) -> dict[str, str]:
+    """Of a reply to the call with this field Signature."""
+    label, _, value = signature.partition('=')
+    return {'"@status"': str(status), f'"signature";req;key="{label}"': value}
+
+
+class _Keys:
+    """The secretKey of a service or a friend; of a list the first signs, and any verifies."""
+
+    holds_tokens = True  # see _json_form
+
+    def __init__(self, secret_key: SecretKey) -> None:
+        several = secret_key if isinstance(secret_key, (list, tuple)) else (secret_key,)
+        if not several:
+            raise ValueError('secretKey is an empty list: give at least one')
+        self.keys = [_checked_key(key) for key in several]
+        # They tell another key from an altered message, and the key to nobody.
+        self.ids = [hmac.digest(key, b'keyid', 'sha256')[:8].hex() for key in self.keys]
+
+    def sign(self, parts: dict[str, str], kind: str, body: bytes, now: float) -> Headers:
+        """Give the fields that sign *parts*, the content type and the body."""
+        digest = _content_digest(body)
+        parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
+        params = f'({" ".join(parts)});created={int(now)};nonce="{os.urandom(16).hex()}"'
+        params += f';keyid="{self.ids[0]}";alg="hmac-sha256"'
+        signature = _signature(self.keys[0], parts, params)
+        return (
+            ('Content-Digest', digest),
+            ('Signature-Input', f'sig={params}'),
+            ('Signature', f'sig={signature}'),
+        )
+
+    def verify(
+        self, parts: dict[str, str], headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, str]:
+        """Give `created` and `nonce`; ValueError says why the signature does not hold."""
+        missing = [name for name in _SIGNED_FIELDS if name not in headers]
+        if missing:
+            raise ValueError(f'it has no {missing[-1].title()}; both sides need the same secretKey')
+        kind, digest, given, signature = (headers[name] for name in _SIGNED_FIELDS)
+        parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
+        found = re.fullmatch(_SIGNATURE_INPUT, given)
+        label, params, names, parameters = found.groups()[:4] if found else [''] * 4
+        each = re.findall(_PARAMETER, parameters)
+        values = {name or 'created': created or value for created, name, value in each}
+        wanted = ' '.join(parts)
+        if names != wanted or len(values) < 4 or values['alg'] != 'hmac-sha256':
+            how = 'created, nonce, keyid and alg="hmac-sha256"'
+            raise ValueError(f'its Signature-Input is not label=({wanted}) with {how}')
+        signatures = [f'{label}={_signature(key, parts, params)}' for key in self.keys]
+        if not _same_token(signature, signatures):
+            is_known = values['keyid'] in self.ids
+            why = 'it was altered on its way' if is_known else 'it is of another secretKey'
+            raise ValueError(f'its signature does not hold: {why}')
+        if digest != _content_digest(body):  # last: the body of a stranger is not worth the time
+            raise ValueError('its body is not the one of its Content-Digest')
+        return int(values['created']), values['nonce']
+
+
+def _keys_of(secret_key: SecretKey) -> Any:
+    """None where a key was expected and is missing, and False where nobody wants one."""
+    return secret_key if secret_key is None or secret_key is False else _Keys(secret_key)
+
+
+class _Nonces:
+    """The nonces of the calls that a service took, so that it takes none twice.
+
+    It knows those since a moment: its start, or what it had to forget.  An older call may have
+    been taken, and is refused.  Each process knows only its own.
+    """
+
+    def __init__(self, now: float, most: int = 1 << 20) -> None:
+        self.since = int(now)  # the calls of its first second are taken, too
+        self.most = most  # 130 MB; above 3,000 calls/s they do not reach back the whole window
+        self.spent: dict[int, set[str]] = {}  # by the time of their calls
+
+    def spend(self, created: int, nonce: str, now: float) -> None:
+        """Note that a call is taken; ValueError or Busy if it must not be."""
+        age = int(now) - created
+        if abs(age) > _WINDOW:
+            when = f'{abs(age)} s {"ago" if age > 0 else "ahead"}'
+            raise ValueError(f'it was signed {when}, and two clocks may differ by {_WINDOW} s')
+        with _lock_of_process('nonces'):
+            while self.spent:
+                oldest = min(self.spent)
+                end = (oldest + 1) * _SPAN
+                if end + _WINDOW > now and sum(map(len, self.spent.values())) < self.most:
+                    break
+                del self.spent[oldest]
+                self.since = max(self.since, end)
+            if created < self.since:
+                raise Busy('the call is from before the time that is remembered; sign it again')
+            if any(nonce in spent for spent in self.spent.values()):
+                raise ValueError('it came before, and is taken once')
+            self.spent.setdefault(created // _SPAN, set()).add(nonce)
+
+
+def _check_reply(keys: _Keys, signature: str, reply: _ReplyHead, body: bytes) -> None:
+    """BadReply if a reply to the call with this field Signature is not signed by one of *keys*."""
+    try:
+        keys.verify(_reply_parts(reply.status, signature), reply.headers, body)
+    except ValueError as error:
+        told = ''
+        if reply.status != 200:  # tell what it says, but do not believe that nothing ran
+            told = f'; it says {reply.status}: {_error_from_reply(reply.status, body)}'
+        raise BadReply(f'the reply is refused: {error}{told}', status=reply.status) from None
+
+
 # ----------------------------------------------------------------------------------------- rules
 
 _NO_MEMORY = 'no memory is left for this request'
+_UNSET = 'is a variable of the environment not set?'
 _DEBUG, _INFO = 10, 20  # logging's levels
 _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch standard)
     ('Access-Control-Allow-Methods', ', '.join(_METHODS)),
@@ -1467,6 +1635,7 @@ class _Rules:
         name: str,
         debug: bool | None,
         token: Tokens,
+        secret_key: SecretKey,
         origins: Sequence[str],
         max_body: int,
         loop: _Loop,
@@ -1475,6 +1644,8 @@ class _Rules:
         self.debug = debug
         self.max_body = _checked_number('max_body', max_body)
         self.token = token
+        self._keys = _keys_of(secret_key)
+        self._nonces = _Nonces(time.time())
         self._origins = _checked_origins(origins)
         self._rules: dict[str, _Rule] = {}
         self._loop = loop
@@ -1576,7 +1747,7 @@ class _Rules:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
-        lowered = {name.lower(): value for name, value in headers.items()}
+        lowered = _joined(headers.items())
         return self._handle(method, path, lowered, body, caller)
 
     async def aanswer(
@@ -1590,34 +1761,46 @@ class _Rules:
         """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
         import asyncio
 
-        begun = time.monotonic()
-        lowered = {name.lower(): value for name, value in headers.items()}
+        begun, signed = time.monotonic(), ''
+        lowered = _joined(headers.items())
         rule = self._rules.get(path)
         if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
             handle = functools.partial(self._handle, method, path, lowered, body, caller)
             return await asyncio.get_running_loop().run_in_executor(None, handle)
         try:
+            if self._keys:
+                signed = self._verify(method, path, lowered, body)
             rule, args, kwargs = self._check_request(method, path, lowered, body)
         except MicroconnectError as error:
-            return self._finish(_refusal(error), caller, path, lowered, begun)
+            return self._finish(_refusal(error), caller, path, lowered, begun, signed)
         try:
             value = rule.function(*args, **kwargs)
         except BaseException as error:
             answer = self._raised(rule, error)
         else:
             answer = await self._await(rule, value)
-        return self._finish(answer, caller, path, lowered, begun)
+        return self._finish(answer, caller, path, lowered, begun, signed)
 
     def _handle(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, caller: str
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        caller: str,
+        busy: Busy | None = None,
     ) -> Answer:
-        """`answer`, for header names in lower case."""
-        begun = time.monotonic()
+        """`answer`, for header names in lower case; *busy* is why nothing is run."""
+        begun, signed = time.monotonic(), ''
         try:
+            if self._keys:
+                signed = self._verify(method, path, headers, body)
+            if busy:
+                raise busy
             rule, args, kwargs = self._check_request(method, path, headers, body)
         except (MicroconnectError, MemoryError) as error:
             refused = Busy(_NO_MEMORY) if isinstance(error, MemoryError) else error
-            return self._finish(_refusal(refused), caller, path, headers, begun)
+            return self._finish(_refusal(refused), caller, path, headers, begun, signed)
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
@@ -1633,11 +1816,32 @@ class _Rules:
             answer = self._raised(rule, error)
         # Most services need nothing more for an answer: save them the call.
         logger = _logger or _find_logger()
-        if self._origins or self.debug or self._debug_of_start:
-            return self._finish(answer, caller, path, headers, begun)
+        if signed or self._origins or self.debug or self._debug_of_start:
+            return self._finish(answer, caller, path, headers, begun, signed)
         if logger and logger.isEnabledFor(_DEBUG):
             return self._finish(answer, caller, path, headers, begun)
         return answer
+
+    def _verify(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> str:
+        """Give the signature of a call that is signed and new, else raise Forbidden or Busy.
+
+        An empty string for what runs no function: GET / and what a browser asks before a call.
+        """
+        rule = self._rules.get(path)
+        if rule is None or method not in rule.methods:
+            is_preflight = 'origin' in headers and 'access-control-request-method' in headers
+            if (path == '/' and method in ('GET', 'HEAD')) or (
+                is_preflight and method == 'OPTIONS'
+            ):
+                return ''
+        if len(body) > self.max_body:  # perhaps it was not read whole
+            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
+        try:
+            created, nonce = self._keys.verify(_call_parts(method, path), headers, body)
+            self._nonces.spend(created, nonce, time.time())
+        except ValueError as error:
+            raise Forbidden(f'the call is refused: {error}', headers=_SIGNED_CHALLENGE) from None
+        return headers['signature']
 
     def _finish(
         self,
@@ -1646,11 +1850,16 @@ class _Rules:
         path: str = '',
         headers: Mapping[str, str] = types.MappingProxyType({}),
         begun: float = math.inf,
+        signed: str = '',
     ) -> Answer:
-        """Log an answer, and allow the page that asked for it to read it."""
+        """Log an answer, sign it if its call was *signed*, and allow a page to read it."""
         status, fields, body = answer
         spent = 1000 * max(time.monotonic() - begun, 0)
         self._log_call(status, body, path, caller, spent)
+        if signed:
+            # Never the refusal of a call that came again: it would pass for the reply to the first.
+            parts = _reply_parts(status, signed)
+            fields += self._keys.sign(parts, fields[0][1], body, time.time())
         if self._origins:
             fields += (('Vary', 'Origin'),)
             if headers.get('origin') in self._origins:
@@ -1718,9 +1927,9 @@ class _Rules:
         return rule, args, kwargs
 
     def _open_rules(self) -> list[str]:
-        """The rules that want no token."""
+        """The rules that anyone can call."""
         tokens = self._tokens
-        rules = [] if tokens.for_all else self._rules.copy().values()
+        rules = [] if tokens.for_all or self._keys else self._rules.copy().values()
         return [r.path for r in rules if not (r.token or r.path in tokens.by_rule)]
 
     async def _await(self, rule: _Rule, value: Any) -> Answer:
@@ -1900,7 +2109,7 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
             return
         body += message.get('body', b'')
         more = message.get('more_body', False)
-    headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
+    headers = _joined((k.decode('latin-1'), v.decode('latin-1')) for k, v in scope['headers'])
     path, root = scope['path'], scope.get('root_path', '').rstrip('/')
     path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
     path += '?' if scope.get('query_string') else ''
@@ -1936,7 +2145,8 @@ class _Connection:
         self.listener = listener
         self.micro = listener.micro
         self.caller = _netloc(*address[:2])
-        self.reader = _Reader(_parse_request_head, _REQUEST_LINE, self.micro.max_head)
+        max_head, keys = self.micro.max_head, self.micro._keys
+        self.reader = _Reader(_parse_request_head, _REQUEST_LINE, max_head, keys)
         self.sock = _TimedSocket(sock, listener.clock)
         self.thread: threading.Thread | None = None
         self.is_idle = True  # waits for a request's first bytes
@@ -2049,10 +2259,9 @@ class _Connection:
             body = self._read(reader.body, request.length, micro.max_body)
         self.is_answering = True
         self.held = len(body)
-        if self.listener.stop_by:
-            raise Busy('the service is stopping')
+        busy = Busy('the service is stopping') if self.listener.stop_by else None
         status, headers, reply = micro._handle(
-            request.method, request.path, request.headers, body, self.caller
+            request.method, request.path, request.headers, body, self.caller, busy
         )
         self.held = 0
         is_old = time.monotonic() > self.retire_at
@@ -2062,7 +2271,8 @@ class _Connection:
         return keep
 
     def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
-        head = _reply_head(status, headers, keep and self.micro.idle_timeout, int(time.time()))
+        make = _reply_head.__wrapped__ if self.micro._keys else _reply_head  # signed: no two alike
+        head = make(status, headers, keep and self.micro.idle_timeout, int(time.time()))
         head = b'%bContent-Length: %d\r\n\r\n' % (head, len(body))
         if self.reader.last_head[:5] == b'HEAD ':
             body = b''
@@ -2309,7 +2519,8 @@ class Microservice(_Rules):
             time by ``Micro.token['/rule'] = '...'``.  Of a list each token is taken, so that
             callers can change theirs one after the other.  None, such as of a variable of the
             environment that is not set, is warned of at start.
-        secretKey: signing comes later: anything but None raises NotImplementedError.
+        secretKey (str, bytes or a list of them): only calls that are signed by it are answered,
+            each once, and their replies are signed.  Of a list the first signs, and any verifies.
         origins (list of str): the web pages that may call, such as 'https://app.example'; default:
             only those that this host itself serves, by the name localhost or its IP address.
         max_body (int): bytes of a request's or reply's body, default 8 MiB.  The worst JSON of
@@ -2336,7 +2547,7 @@ class Microservice(_Rules):
         host: str = '0.0.0.0',
         debug: bool | None = None,
         token: Tokens = False,
-        secretKey: str | None = None,
+        secretKey: SecretKey = False,
         *,
         origins: Sequence[str] = (),
         max_body: int = 8 << 20,
@@ -2347,8 +2558,7 @@ class Microservice(_Rules):
         max_connections: int = 1000,
         max_age: float = 300,
     ) -> None:
-        _refuse_secret_key(secretKey)
-        super().__init__(name, debug, token, origins, max_body, _Loop())
+        super().__init__(name, debug, token, secretKey, origins, max_body, _Loop())
         self.port = port
         self.host = host
         self.max_head = _checked_number('max_head', max_head)
@@ -2410,10 +2620,11 @@ class Microservice(_Rules):
             hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
             _log('warning', 'a token is set, and there is no rule %s', hint)
         is_open, is_local = self._open_rules(), _is_loopback(host)
+        if self._keys is None:
+            _log('warning', 'secretKey=None, so no call is signed: %s', _UNSET)
         missing = [p for p in is_open if None in (self._rules[p].token, self._tokens.for_all)]
         if missing:
-            advice = 'token=None, so anyone can call %s: is a variable of the environment not set?'
-            _log('warning', advice, ', '.join(missing))
+            _log('warning', 'token=None, so anyone can call %s: %s', ', '.join(missing), _UNSET)
         if is_open and not is_local:
             advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
             _log('warning', advice, ', '.join(is_open), host)
@@ -2579,8 +2790,8 @@ _REFUSED_HANDSHAKE = 'ALERT_(.*CERT|UNKNOWN_CA|HANDSHAKE|ACCESS|DECRYPT_ERROR|PR
 class _Link:
     """A kept-alive connection to a service."""
 
-    def __init__(self, sock: Any, max_body: int) -> None:
-        self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10)
+    def __init__(self, sock: Any, max_body: int, is_signed: bool) -> None:
+        self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10, is_signed)
         self.sock = _TimedSocket(sock, _clock_of_process())
         self.max_body = max_body
         self.retire_at = 0.0
@@ -2689,9 +2900,16 @@ def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
 class _Address:
     """One address of a service, with its idle connections, and when it last failed."""
 
-    def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        ssl_context: ssl.SSLContext | None,
+        max_body: int,
+        is_signed: bool,
+    ) -> None:
         self.address = address
         self.max_body = max_body
+        self.is_signed = is_signed
         self.scheme, self.host, self.port, base = _parse_address(address)
         if ssl_context is not None and self.scheme == 'http':
             raise ValueError(f'{address!r} is not encrypted: write https:// or give no ssl_context')
@@ -2712,10 +2930,18 @@ class _Address:
         self.pause = self.rests_until = 0.0
 
     def call(
-        self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
+        self,
+        method: str,
+        rule: str,
+        body: bytes,
+        deadline: float,
+        connect_by: float,
+        signed: Headers = (),
     ) -> tuple[_ReplyHead, bytes]:
         """Make a call; MicroconnectError tells what failed."""
         head = self.head(method, rule)
+        if signed:
+            head += _field_lines(signed)
         message = b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), body)
         while True:
             try:
@@ -2777,7 +3003,7 @@ class _Address:
         connection._create_connection = dial
         try:
             connection.connect()
-            return _Link(connection.sock, self.max_body)
+            return _Link(connection.sock, self.max_body, self.is_signed)
         except (OSError, UnicodeError, http.client.HTTPException) as error:
             connection.close()
             with contextlib.suppress(OSError):
@@ -2823,18 +3049,26 @@ class _InProcess:
         self.pause = self.rests_until = 0.0
 
     def call(
-        self, method: str, rule: str, body: bytes, deadline: float, connect_by: float
+        self,
+        method: str,
+        rule: str,
+        body: bytes,
+        deadline: float,
+        connect_by: float,
+        signed: Headers = (),
     ) -> tuple[_ReplyHead, bytes]:
-        headers = {'content-type': 'application/json'}
+        headers = dict(_JSON + signed)
         caught: list[BaseException] = []
         before = _caught.set(caught)
         try:
-            status, _, reply = self.micro.answer(method, rule, headers, body)
+            status, fields, reply = self.micro.answer(method, rule, headers, body)
         finally:
             _caught.reset(before)
-        if caught and status == 500:  # the exception itself, so that pytest and pdb show the rule
+        told = _joined(fields)
+        is_believed = not signed or 'signature' in told
+        if caught and status == 500 and is_believed:  # the exception itself, for pytest and pdb
             raise _error_from_reply(status, reply) from caught[-1]
-        return _ReplyHead(status, len(reply), 0.0, '', ''), reply
+        return _ReplyHead(status, len(reply), 0.0, '', '', told), reply
 
     def close(self) -> None:
         pass
@@ -2907,7 +3141,8 @@ class Friend:
         address: 'http://host:port', 'host:port' or 'https://...', with a path prefix if need be;
             a list of them, over which calls are spread; or a Microservice of this process.
         token (dict, str or list): rule -> token, or one for every rule; of a list the first.
-        secretKey: signing comes later: anything but None raises NotImplementedError.
+        secretKey (str, bytes or a list of them): that of the service.  Calls are signed by it, and
+            only replies that are signed are believed.  Of a list the first signs, any verifies.
         timeout (float): seconds for a whole call, connecting included, default 60.
         ssl_context: for https, and only that; default: ssl.create_default_context().
         max_body (int): bytes of a request's or reply's body, default 8 MiB.
@@ -2925,23 +3160,24 @@ class Friend:
         name: str,
         address: str | Microservice | Sequence[str | Microservice],
         token: Tokens = None,
-        secretKey: str | None = None,
+        secretKey: SecretKey = False,
         *,
         timeout: float = 60,
         ssl_context: ssl.SSLContext | None = None,
         max_body: int = 8 << 20,
     ) -> None:
-        _refuse_secret_key(secretKey)
         if isinstance(address, str) and '://' in str(name) and '://' not in address:
             raise ValueError("write Friend('app1', 'http://host:5000'): the name, then the address")
         self.name = name
         self.token = token
+        self._keys = _keys_of(secretKey)
         self.timeout = _checked_seconds('timeout', timeout)
         self.max_body = _checked_number('max_body', max_body)
         several = address if isinstance(address, (list, tuple)) else (address,)
         if not several:
             raise ValueError('address is an empty list: give at least one')
-        self._addresses: list[Any] = [_address_of(one, ssl_context, max_body) for one in several]
+        how = (ssl_context, max_body, bool(self._keys))
+        self._addresses: list[Any] = [_address_of(one, *how) for one in several]
         self._where = ', '.join(one.address for one in self._addresses)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
@@ -3097,7 +3333,13 @@ class Friend:
             # An address that swallows packets must not use up the time of the others.
             connect_by = now + (deadline - now) / (len(addresses) - len(failures))
             try:
-                reply, data = address.call(setting.method, rule, body, deadline, connect_by)
+                signed: Headers = ()
+                if self._keys:
+                    parts = _call_parts(setting.method, rule)
+                    signed = self._keys.sign(parts, _JSON[0][1], body, time.time())
+                reply, data = address.call(setting.method, rule, body, deadline, connect_by, signed)
+                if signed:
+                    _check_reply(self._keys, signed[-1][1], reply, data)
                 if address.pause and reply.status not in (408, 503):
                     address.pause = address.rests_until = 0.0
                 return _returned(reply, data, address.via)
@@ -3180,10 +3422,8 @@ def _command_line() -> Any:
     rules = add(_list_rules, 'rules', 'URL', 'list the rules that a service publishes')
     ping = add(_ping, 'ping', 'URL', 'ask whether a service answers')
     for option in (send, rules, ping):
-        token = os.environ.get('MICROCONNECT_TOKEN') or None
-        option(
-            '--token', default=token, help='default: $MICROCONNECT_TOKEN, which ps does not show'
-        )
+        told = 'default: $MICROCONNECT_TOKEN, which ps does not show'
+        option('--token', default=_environ('TOKEN'), help=told)
         option('--timeout', type=float, default=60, metavar='SECONDS', help='default: 60')
         option('--cacert', metavar='FILE', help='the certificate to trust, for https')
     send('rule', metavar='/rule')
@@ -3235,7 +3475,12 @@ def _friend(options: Any) -> Friend:
         except OSError as error:
             raise ValueError(f'--cacert {options.cacert}: {error.strerror or error}') from None
     how = {'timeout': options.timeout, 'ssl_context': context}
-    return Friend('service', options.target, options.token, **how)
+    return Friend('service', options.target, options.token, _environ('SECRET_KEY'), **how)
+
+
+def _environ(name: str) -> str | None:
+    """A secret from the environment, which ps does not show."""
+    return os.environ.get(f'MICROCONNECT_{name}') or None
 
 
 def _argument(text: str) -> Any:
