@@ -869,7 +869,7 @@ class _Reader:
         self.parse = parse  # makes a record of a head
         self.first_line = first_line + rb'\r\n'  # lets `head` refuse garbage early
         self.max_head = max_head  # bytes
-        self.max_cached = 0 if is_signed else 1024  # the cache must stay small
+        self.max_cached = 0 if is_signed else 1024  # bytes of a head; no two signed ones are alike
         self.buffer: Any = b''  # what has come and is not read yet
         self.has_ended = False
         self.last_head = b''
@@ -1828,12 +1828,11 @@ class _Rules:
         An empty string for what runs no function: GET / and what a browser asks before a call.
         """
         rule = self._rules.get(path)
-        if rule is None or method not in rule.methods:
-            is_preflight = 'origin' in headers and 'access-control-request-method' in headers
-            if (path == '/' and method in ('GET', 'HEAD')) or (
-                is_preflight and method == 'OPTIONS'
-            ):
-                return ''
+        is_rule = rule is not None and method in rule.methods
+        is_health = path == '/' and method in ('GET', 'HEAD') and not is_rule
+        asked = {'origin', 'access-control-request-method'}
+        if is_health or (method == 'OPTIONS' and asked <= headers.keys()):
+            return ''
         if len(body) > self.max_body:  # perhaps it was not read whole
             raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         try:
