@@ -46,14 +46,17 @@ class), `base` (the nearest builtin class), `message`, `traceback` (in debug onl
     refused, DNS, TLS: never sent                                Unreachable      no
     connection lost after sending                                ConnectionLost   perhaps
     no full reply in time                                        CallTimeout      perhaps
-    the reply cannot be read                                     BadReply         perhaps
+    the reply cannot be read, or is not signed                   BadReply         perhaps
     malformed request, not application/json       400, 415 ...   BadCall          no
     arguments do not fit the signature            422            BadArguments     no
-    token missing or wrong; a foreign web page    401, 403       Forbidden        no
+    wrong token, not signed; a foreign web page   401, 403       Forbidden        no
     no such rule, wrong method                    404, 405       UnknownRule      no
     request too large / reply too large           413, 431       TooLarge         no / yes
     too busy, stopping, or too slow to ask        503, 408       Busy             no
     the function raised                           500            RemoteError      yes
+
+With a `secretKey` calls and replies are signed: Content-Digest (RFC 9530), Signature-Input and
+Signature (RFC 9421, hmac-sha256); see the section "signatures".
 
 Limits.  A token is not encryption: give an `ssl_context` where the network is not yours.  A tuple
 arrives as several values, so a tuple of one arrives as its element.  A class arrives as a dict of
@@ -215,7 +218,7 @@ class BadArguments(MicroconnectError, TypeError):
 
 
 class Forbidden(MicroconnectError, PermissionError):
-    """The token is missing or wrong (401), or a foreign web page asked (403)."""
+    """The token or the signature is missing or wrong (401), or a foreign page asked (403)."""
 
     status = 401
 
@@ -803,8 +806,8 @@ def _malformed(head: bytes) -> BadCall:
 
 def _parse_fields(lines: bytes) -> dict[str, str]:
     """Parse header lines that match _FIELDS."""
-    fields = (line.partition(':') for line in lines.decode('latin-1').split('\r\n')[1:])
-    return _joined((name, value.strip(' \t')) for name, _, value in fields)
+    fields = [line.partition(':') for line in lines.decode('latin-1').split('\r\n')[1:]]
+    return _joined([(name, value.strip(' \t')) for name, _, value in fields])
 
 
 def _joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -6694,6 +6694,19 @@ async def sleep(value):
     return value
 """
 
+SIGNED = f"""
+from microconnect import Microservice
+
+Micro = Microservice('app1', secretKey={SECRET_KEY!r})
+application = Micro.wsgi
+Micro.typing('/grüße dich/100%')(lambda value: value)
+Micro.typing('/fail')({{}}.__getitem__)
+
+@Micro.typing('/later')
+async def later(value):
+    return value
+"""
+
 SERVERS = {
     'gunicorn-sync': ['gunicorn', '-b', '127.0.0.1:PORT', 'app1'],
     'gunicorn-gthread': ['gunicorn', '--threads', '4', '-b', '127.0.0.1:PORT', 'app1'],
@@ -6730,6 +6743,27 @@ class TestServers:
                 with pytest.raises(ValueError, match='why') as caught:
                     friend.send('/fail', 'why')
                 assert caught.value.type == 'ValueError'
+
+    @pytest.mark.parametrize('server', SERVERS)
+    def test_signed(self, server, tmp_path):
+        """Signed calls and replies go through the server of another unharmed."""
+        pytest.importorskip(SERVERS[server][0])
+        (tmp_path / 'app1.py').write_text(SIGNED)
+        port = dead_address().rpartition(':')[2]
+        command = [part.replace('PORT', port) for part in SERVERS[server]]
+        with running('-m', *command, folder=tmp_path):
+            address = f'http://127.0.0.1:{port}'
+            with Friend('app1', address, secretKey=SECRET_KEY, timeout=TIMEOUT) as friend:
+                friend.wait(TIMEOUT)
+                for rule in ('/grüße dich/100%', '/later'):
+                    assert friend.send(rule, 'ä' * 50000) == 'ä' * 50000
+                with pytest.raises(UnknownRule):
+                    friend.send('/nothing')
+                with pytest.raises(KeyError):
+                    friend.send('/fail', 1)
+            with Friend('app1', address, timeout=TIMEOUT) as friend:
+                with pytest.raises(Forbidden):
+                    friend.send('/later', 1)
 
 
 class TestFrameworks:
