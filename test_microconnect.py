@@ -7809,6 +7809,18 @@ class TestAddresses:
             friend.send('/echo')
         assert len(tried) == 1 and 8 < tried[0] <= 9
 
+    def test_localhost(self, monkeypatch):
+        """Of the addresses of localhost, ::1 is tried last: most services do not listen there."""
+        found = [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, '', ('::1', 5000, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.0.1', 5000)),
+        ]
+        tried = []
+        look_up_by(monkeypatch, found, tried)
+        with Friend('app1', 'localhost:5000') as friend, pytest.raises(Unreachable):
+            friend.send('/echo')
+        assert tried == [('127.0.0.1', 5000), ('::1', 5000)]
+
     def test_scope_of_ipv6(self, monkeypatch, proxies):
         """The scope of a link-local address is kept to connect by, and left out of Host."""
         found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, '', ('fe80::1', 5000, 0, 7))]
