@@ -866,13 +866,12 @@ class _Reader:
     they need more.  Bytes that cannot become a message are refused at once.
     """
 
-    def __init__(
-        self, parse: Any, first_line: bytes, max_head: int, is_signed: Any = False
-    ) -> None:
+    max_cached = 1024  # bytes of a head; 0 where they are signed, and no two alike
+
+    def __init__(self, parse: Any, first_line: bytes, max_head: int) -> None:
         self.parse = parse  # makes a record of a head
         self.first_line = first_line + rb'\r\n'  # lets `head` refuse garbage early
         self.max_head = max_head  # bytes
-        self.max_cached = 0 if is_signed else 1024  # bytes of a head; no two signed ones are alike
         self.buffer: Any = b''  # what has come and is not read yet
         self.has_ended = False
         self.last_head = b''
@@ -1318,13 +1317,13 @@ class _TimedSocket:
 # ------------------------------------------------------------------------------------ signatures
 # HTTP Message Signatures (RFC 9421) by hmac-sha256, over a Content-Digest (RFC 9530).  Both sides
 # sign the content type and the digest of the body; a call also its method and path, a reply also
-# its status and the signature of its call, so that it is no reply to another.  Structured fields
-# are read in this one form only.
+# its status and the signature of its call, so that it is no reply to another.  Of structured
+# fields (RFC 9651) only this one form is read.
 #
-# @authority is not signed: a reverse proxy sends another Host, and a service does not know by what
-# names it is called.  The key says which service is meant.  @path is the rule: a prefix of the
-# address is for the proxy or server that cuts it off.  Both sides encode it anew, because a
-# gateway may do so in another way.
+# @authority is not signed: a reverse proxy sends another Host, and a service does not know by
+# which names it is called.  The key says which service is meant.  @path is the rule alone: a
+# prefix of the address is for the proxy or server that cuts it off.  Each side encodes it anew,
+# because a gateway may have encoded it in another way.
 
 _WINDOW = 300  # seconds that two clocks may differ, as in Kerberos
 _SPAN = 30  # seconds: the nonces of such a time are forgotten together
@@ -1379,7 +1378,7 @@ class _Keys:
         if not several:
             raise ValueError('secretKey is an empty list: give at least one')
         self.keys = [_checked_key(key) for key in several]
-        # They tell another key from an altered message, and the key to nobody.
+        # Said in each message, so that an altered one is not taken for one by another key.
         self.ids = [hmac.digest(key, b'keyid', 'sha256')[:8].hex() for key in self.keys]
 
     def sign(self, parts: dict[str, str], kind: str, body: bytes, now: float) -> Headers:
@@ -1430,8 +1429,9 @@ def _keys_of(secret_key: SecretKey) -> Any:
 class _Nonces:
     """The nonces of the calls that a service took, so that it takes none twice.
 
-    It knows those since a moment: its start, or what it had to forget.  An older call may have
-    been taken, and is refused.  Each process knows only its own.
+    It remembers all that were signed since a moment: its start, or the end of what it had to
+    forget.  A call from before may have been taken, and is refused.  Each process knows only its
+    own.
     """
 
     def __init__(self, now: float, most: int = 1 << 20) -> None:
@@ -2147,8 +2147,9 @@ class _Connection:
         self.listener = listener
         self.micro = listener.micro
         self.caller = _netloc(*address[:2])
-        max_head, keys = self.micro.max_head, self.micro._keys
-        self.reader = _Reader(_parse_request_head, _REQUEST_LINE, max_head, keys)
+        self.reader = _Reader(_parse_request_head, _REQUEST_LINE, self.micro.max_head)
+        if self.micro._keys:
+            self.reader.max_cached = 0
         self.sock = _TimedSocket(sock, listener.clock)
         self.thread: threading.Thread | None = None
         self.is_idle = True  # waits for a request's first bytes
@@ -2792,8 +2793,8 @@ _REFUSED_HANDSHAKE = 'ALERT_(.*CERT|UNKNOWN_CA|HANDSHAKE|ACCESS|DECRYPT_ERROR|PR
 class _Link:
     """A kept-alive connection to a service."""
 
-    def __init__(self, sock: Any, max_body: int, is_signed: bool) -> None:
-        self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10, is_signed)
+    def __init__(self, sock: Any, max_body: int) -> None:
+        self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10)
         self.sock = _TimedSocket(sock, _clock_of_process())
         self.max_body = max_body
         self.retire_at = 0.0
@@ -2902,16 +2903,9 @@ def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
 class _Address:
     """One address of a service, with its idle connections, and when it last failed."""
 
-    def __init__(
-        self,
-        address: str,
-        ssl_context: ssl.SSLContext | None,
-        max_body: int,
-        is_signed: bool,
-    ) -> None:
+    def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
         self.address = address
         self.max_body = max_body
-        self.is_signed = is_signed
         self.scheme, self.host, self.port, base = _parse_address(address)
         if ssl_context is not None and self.scheme == 'http':
             raise ValueError(f'{address!r} is not encrypted: write https:// or give no ssl_context')
@@ -2953,6 +2947,8 @@ class _Address:
             if not (is_fresh or link.is_usable()):
                 link.sock.close()
                 continue
+            if signed:
+                link.reader.max_cached = 0
             try:
                 reply, data = link.exchange(message, deadline)
             except BaseException as error:
@@ -3005,7 +3001,7 @@ class _Address:
         connection._create_connection = dial
         try:
             connection.connect()
-            return _Link(connection.sock, self.max_body, self.is_signed)
+            return _Link(connection.sock, self.max_body)
         except (OSError, UnicodeError, http.client.HTTPException) as error:
             connection.close()
             with contextlib.suppress(OSError):
@@ -3180,8 +3176,7 @@ class Friend:
         several = address if isinstance(address, (list, tuple)) else (address,)
         if not several:
             raise ValueError('address is an empty list: give at least one')
-        how = (ssl_context, max_body, bool(self._keys))
-        self._addresses: list[Any] = [_address_of(one, *how) for one in several]
+        self._addresses: list[Any] = [_address_of(one, ssl_context, max_body) for one in several]
         self._where = ', '.join(one.address for one in self._addresses)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
