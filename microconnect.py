@@ -144,9 +144,11 @@ def _count(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def _say(text: str, stream: Any = None) -> None:
-    with contextlib.suppress(Exception):  # a closed or narrow stream is no reason to fail
-        print(text, file=stream, flush=True)
+def _say(text: str, stream: Any) -> None:
+    """Print a line, if there is a stream that takes it."""
+    with contextlib.suppress(Exception):
+        if stream is not None:  # print would take stdout
+            print(f'{text}\n', end='', file=stream, flush=True)  # whole, among other threads' lines
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -277,7 +279,7 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
 # What both sides check and hold: numbers, seconds, rules, addresses and tokens.
 
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
-_ORIGIN = r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]+))?'
+_ORIGIN = r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([1-9][0-9]{0,4}))?'
 
 
 def _checked_number(name: str, value: Any, kind: Any = int, most: float = 1 << 32) -> Any:
@@ -301,11 +303,12 @@ def _checked_context(ssl_context: Any, side: str) -> Any:
 
 def _checked_token(rule: str, token: Any) -> Any:
     """Give the token, or a tuple of several: a friend sends the first, a service takes any."""
-    several = token if isinstance(token, (list, tuple)) else (token,)
-    is_given = token is not None and token is not False
-    if not is_given or (several and all(isinstance(one, str) and one for one in several)):
-        return tuple(token) if isinstance(token, list) else token
-    raise TypeError(f'the token of {rule} has to be a non-empty string, or a list of them')
+    if token is None or token is False:
+        return token
+    several = tuple(token) if isinstance(token, (list, tuple)) else (token,)
+    if not several or not all(isinstance(one, str) and one for one in several):
+        raise TypeError(f'the token of {rule} has to be a non-empty string, or a list of them')
+    return token if isinstance(token, str) else several
 
 
 def _checked_origins(origins: Any) -> frozenset[str]:
@@ -314,7 +317,8 @@ def _checked_origins(origins: Any) -> frozenset[str]:
         raise TypeError(f'origins is a list: origins=({origins!r},)')
     found = set()
     for origin in origins:
-        parts = re.fullmatch(_ORIGIN, origin.lower()) if isinstance(origin, str) else None
+        is_text = isinstance(origin, str) and origin.isascii()
+        parts = re.fullmatch(_ORIGIN, origin.lower()) if is_text else None
         if not parts:
             like = "'https://app.example' or 'http://localhost:8000'"
             raise ValueError(f'an origin is a scheme and a host, such as {like}, not {origin!r}')
@@ -382,7 +386,7 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
     """Rule -> token, for both sides; made of such a dict, or of what guards every rule.
 
     It never shows a token, and takes none that would guard nothing.  `for_all` is None where a
-    token was expected and is missing, and False where nobody wants one.
+    token was expected and is missing, and False where none is wanted.
     """
 
     holds_tokens = True  # see _json_form
@@ -1108,7 +1112,8 @@ def _error_from_reply(status: int, body: bytes, origin: str = '') -> Microconnec
     raised = members.get('exception')
     facts = raised if isinstance(raised, dict) else {}
     names = ('type', 'base', 'message', 'traceback')
-    return _remote_error(detail, {k: str(facts[k]) for k in names if k in facts})
+    told = {name: str(facts[name]) for name in names if facts.get(name) is not None}
+    return _remote_error(detail, told)
 
 
 def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
@@ -1485,10 +1490,15 @@ _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch 
 _Rule = collections.namedtuple('_Rule', 'path function methods token signature')
 
 
-def _code_flags(function: Any) -> int:
-    """The flags of the code that calling *function* runs; 0 where it is not Python's."""
+def _without_partial(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
+    return function
+
+
+def _code_flags(function: Any) -> int:
+    """The flags of the code that calling *function* runs; 0 where it is not Python's."""
+    function = _without_partial(function)
     if not isinstance(function, (types.FunctionType, types.MethodType)):
         function = type(function).__call__
     code = getattr(function, '__code__', None)
@@ -1537,7 +1547,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-# Where a friend in this process collects what its call raises: the exception itself.
+# A list in which a friend in this process finds the exception that its call raised.
 _caught: Any = contextvars.ContextVar('microconnect.caught', default=None)
 _in_async_rule = contextvars.ContextVar('microconnect.in_async_rule', default=False)
 
@@ -1563,6 +1573,8 @@ def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
         is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
         if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
             how = f'Microservice(..., origins=({origin[:200]!r},)) lets them'
+            if not re.fullmatch(_ORIGIN, origin):
+                how = f'{origin[:200]!r} is no origin that can be allowed; serve the page by http'
             raise Forbidden(f'pages of that origin may not call this service: {how}', status=403)
     elif headers.get('sec-fetch-site') == 'cross-site':
         raise Forbidden('web pages of other sites may not call this service', status=403)
@@ -1664,8 +1676,7 @@ class _Rules:
 
         Args:
             rule: the path, matched exactly; a '/' is put before it if missing.
-            token (str, or a list of them): what callers have to give.  None, such as of a variable
-                of the environment that is not set, is warned of at start.
+            token (str, or a list of them): what callers have to give.
             methods: the HTTP methods it answers, default POST alone.
 
         Raises:
@@ -1675,7 +1686,7 @@ class _Rules:
             name = getattr(rule, '__name__', 'rule')
             raise TypeError(f"write @Micro.typing('/{name}'), with the rule in brackets")
         path = _path_of(rule)
-        if re.search(r'<\w+>|\{\w+\}', path):  # as in Flask or FastAPI
+        if re.search(r'/(?:<[\w:]+>|\{[\w:]+\})(?:/|\Z)', path):  # of Flask or FastAPI
             raise ValueError(f'a rule has no variables, as in {path!r}: pass arguments instead')
         if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
             raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
@@ -1705,7 +1716,8 @@ class _Rules:
     def rules(self) -> dict[str, dict[str, Any]]:
         """Tell how each rule is called.
 
-        Others can ask once this is a rule, too: ``Micro.typing('/rules')(Micro.rules)``.
+        Others can ask once this is a rule, too: ``Micro.typing('/rules')(Micro.rules)``.  They
+        also see the defaults of arguments.
 
         Returns:
             rule -> {'signature': '(a, b=1)', 'doc': the first line of the docstring,
@@ -1713,14 +1725,14 @@ class _Rules:
         """
         import inspect
 
-        is_open = self._open_rules()
+        is_open = set(self._open_rules())
         told = {}
         for path, rule in sorted(self._rules.copy().items()):
-            try:
+            signature, doc = '(...)', ''
+            with contextlib.suppress(Exception):  # some builtins have none; a repr may raise
                 signature = _bounded(str(inspect.signature(rule.function)))
-            except Exception:  # some builtins have none; a default's repr may raise
-                signature = '(...)'
-            doc = inspect.getdoc(getattr(rule.function, 'func', rule.function)) or ''
+            with contextlib.suppress(Exception):
+                doc = inspect.getdoc(_without_partial(rule.function)) or ''
             told[path] = {
                 'signature': signature,
                 'doc': _bounded(doc.partition('\n')[0]),
@@ -1817,12 +1829,11 @@ class _Rules:
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
                 raise
             answer = self._raised(rule, error)
-        # Most services need nothing more for an answer: save them the call.
+        # Most answers need nothing more: save them the call.
         logger = _logger or _find_logger()
-        if signed or self._origins or self.debug or self._debug_of_start:
+        is_told = answer[0] != 200 or (logger and logger.isEnabledFor(_DEBUG))
+        if is_told or signed or self._origins or self.debug or self._debug_of_start:
             return self._finish(answer, caller, path, headers, begun, signed)
-        if logger and logger.isEnabledFor(_DEBUG):
-            return self._finish(answer, caller, path, headers, begun)
         return answer
 
     def _verify(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> str:
@@ -1833,8 +1844,7 @@ class _Rules:
         rule = self._rules.get(path)
         is_rule = rule is not None and method in rule.methods
         is_health = path == '/' and method in ('GET', 'HEAD') and not is_rule
-        asked = {'origin', 'access-control-request-method'}
-        if is_health or (method == 'OPTIONS' and asked <= headers.keys()):
+        if is_health or self._is_preflight(method, headers):
             return ''
         if len(body) > self.max_body:  # perhaps it was not read whole
             raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
@@ -1879,15 +1889,20 @@ class _Rules:
             return
         rule = path.partition('?')[0][:200]
         line = f'{"refused" if is_refusal else "answered"} {status}: {rule!r}'
-        line += f' from {caller}' if caller else ''
+        line += f' from {caller!r}' if caller else ''
         line += f' in {spent:.1f} ms'
         if is_refusal:
             line += f': {_decode(body)["detail"]!r}'
         if is_logged:
             facts = {'rule': rule, 'status': status, 'milliseconds': spent, 'caller': caller}
             _log('info' if is_refusal else 'debug', '%s', line, extra=facts)
-        else:
+        if self._is_in_debug():
             _say(f'{self.name}: {line}', sys.stderr)
+
+    def _is_preflight(self, method: str, headers: Mapping[str, str]) -> bool:
+        """Whether a browser asks if a page of an allowed origin may call."""
+        is_asked = method == 'OPTIONS' and 'access-control-request-method' in headers
+        return is_asked and headers.get('origin') in self._origins
 
     def _is_in_debug(self) -> bool:
         return bool(self.debug if self._debug_of_start is None else self._debug_of_start)
@@ -1898,7 +1913,7 @@ class _Rules:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
         if 'origin' in headers or 'sec-fetch-site' in headers:
             _check_browser(headers, self._origins)
-            if method == 'OPTIONS' and 'access-control-request-method' in headers:
+            if self._is_preflight(method, headers):
                 return _Rule(path, lambda: None, ('OPTIONS',), None, None), [], {}
         rule = self._rules.get(path)
         if rule is None or method not in rule.methods:
@@ -1940,7 +1955,7 @@ class _Rules:
         before = _in_async_rule.get()
         _in_async_rule.set(True)
         try:
-            return self._reply_with(await value)
+            return self._reply_with(await value if isinstance(value, abc.Awaitable) else value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -1963,18 +1978,14 @@ class _Rules:
         if is_call and _code_flags(rule.function):
             # One frame: Python code would have a second, had the function begun to run.
             return _refusal(BadArguments(str(error)))
-        if _caught.get() is not None:
-            _caught.get().append(error)
+        slot = _caught.get()
+        if slot:
+            slot[0] = error
         text = _traceback_of(error)
         is_long = len(text) > 2 * _MOST_TEXT
+        more = f': {_bounded(text)}' if is_long else ''
         info = None if is_long else (type(error), error, trace)
-        _log(
-            'error',
-            '%s raised%s',
-            rule.path,
-            f': {_bounded(text)}' if is_long else '',
-            exc_info=info,
-        )
+        _log('error', '%s raised%s', rule.path, more, exc_info=info)
         members = _description(error)
         if self._is_in_debug():
             members['traceback'] = _bounded(text)
@@ -2067,7 +2078,8 @@ def _run_loop(loop: Any, has_ended: threading.Event) -> None:
 def _wsgi(
     service: _Rules, environ: dict[str, Any], start_response: Callable[..., Any]
 ) -> list[bytes]:
-    headers = {k[5:].replace('_', '-'): v for k, v in environ.items() if k[:5] == 'HTTP_'}
+    names = (name for name in environ if name[:5] == 'HTTP_')
+    headers = {name[5:].replace('_', '-').lower(): environ[name] for name in names}
     headers['content-type'] = environ.get('CONTENT_TYPE', '')
     method, caller = environ['REQUEST_METHOD'], environ.get('REMOTE_ADDR', '')
     try:
@@ -2115,7 +2127,8 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
     path, root = scope['path'], scope.get('root_path', '').rstrip('/')
     path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
     path += '?' if scope.get('query_string') else ''
-    caller = '{}:{}'.format(*scope['client']) if scope.get('client') else ''
+    host, port = (*(scope.get('client') or ()), '', None)[:2]
+    caller = _netloc(host, port) if port else host  # a Unix socket has no port
     answer = await service.aanswer(scope['method'], path, headers, bytes(body), caller)
     status, fields, reply = answer
     fields += (('Content-Length', str(len(reply))),)
@@ -2162,11 +2175,13 @@ class _Connection:
     def serve(self) -> None:
         """Serve request after request until either side closes."""
         self.thread = threading.current_thread()
+        request: _RequestHead | None = None
         waiting = self.micro.read_timeout  # for the first word; later idle_timeout
         try:
             if self.listener.ssl_context:
                 self._begin_tls(self.listener.ssl_context)
             while True:
+                request = None
                 request = self._read(self.reader.head, waiting=waiting)
                 if not request:
                     break
@@ -2175,11 +2190,11 @@ class _Connection:
                     break
                 waiting = self.micro.idle_timeout
         except MicroconnectError as error:
-            self._refuse(error)
+            self._refuse(error, request)
         except MemoryError:
             if not self.is_answering:  # else the function may have run
                 self.reader.buffer = b''
-                self._refuse(Busy(_NO_MEMORY))
+                self._refuse(Busy(_NO_MEMORY), request)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
 
@@ -2236,8 +2251,8 @@ class _Connection:
             self.is_idle = False
             if not sock.finish():
                 # If a request is on its way just now, the 408 tells its sender that it did not run.
-                why = 'the connection was idle, or the service stops; send again'
-                why = why if is_idle else 'the request came too slowly'
+                idle = 'the connection was idle, or the service stops; send again'
+                why = idle if is_idle else 'the request came too slowly'
                 raise Busy(why, status=408, was_idle=is_idle)
             if is_idle and not data:
                 return None
@@ -2293,12 +2308,14 @@ class _Connection:
             if not self.sock.finish():
                 raise OSError('the peer was too slow to take its reply')
 
-    def _refuse(self, error: MicroconnectError) -> None:
-        """Answer what is no request; nothing after it on this connection is read as one."""
+    def _refuse(self, error: MicroconnectError, request: _RequestHead | None) -> None:
+        """Answer what is no whole request; nothing after it on this connection is read as one."""
         self.is_answering, self.is_refusing = False, True
         with contextlib.suppress(OSError):
             answer = _refusal(error)
-            if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
+            if request:
+                answer = self.micro._finish(answer, self.caller, request.path, request.headers)
+            elif not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
                 answer = self.micro._finish(answer, self.caller)
             self._send(*answer, keep=False)
             self._linger()
@@ -2417,7 +2434,7 @@ class _Listener(http.server.ThreadingHTTPServer):
             text += '; again to end at once' if self.signal else ''
         _log('info', text)
         if self.signal and busy:
-            _say(text)
+            _say(text, sys.stdout)
 
     def _accept(self, seconds: float | None) -> bool:
         """Take a connection, if one comes in time and `wake` is not called; say whether."""
@@ -2520,8 +2537,8 @@ class Microservice(_Rules):
             function raises.
         token (dict, str or list): rule -> token, or one for every rule.  It can be changed at any
             time by ``Micro.token['/rule'] = '...'``.  Of a list each token is taken, so that
-            callers can change theirs one after the other.  None, such as of a variable of the
-            environment that is not set, is warned of at start.
+            callers can change theirs one after the other.  A warning at start tells of None, such
+            as of a variable of the environment that is not set.
         secretKey (str, bytes or a list of them): only calls that are signed by it are answered,
             each once, and their replies are signed.  Of a list the first signs, and any verifies.
         origins (list of str): the web pages that may call, such as 'https://app.example'; default:
@@ -2755,7 +2772,7 @@ class Microservice(_Rules):
                     if signal.getsignal(number) is not signal.SIG_IGN:
                         before[number] = signal.signal(number, stop)
             where = f'{_netloc(listener.server_name, listener.server_port)}, here {listener.url()}'
-            _say(f'{self.name}: listening on {where}; Ctrl-C stops it')
+            _say(f'{self.name}: listening on {where}; Ctrl-C stops it', sys.stdout)
             listener.serve()
         finally:
             for number in before:
@@ -3058,16 +3075,19 @@ class _InProcess:
         signed: Headers = (),
     ) -> tuple[_ReplyHead, bytes]:
         headers = dict(_JSON + signed)
-        caught: list[BaseException] = []
-        before = _caught.set(caught)
+        slot: list[Any] = [None]
+        before = _caught.set(slot)
         try:
             status, fields, reply = self.micro.answer(method, rule, headers, body)
         finally:
             _caught.reset(before)
         told = _joined(fields)
         is_believed = not signed or 'signature' in told
-        if caught and status == 500 and is_believed:  # the exception itself, for pytest and pdb
-            raise _error_from_reply(status, reply) from caught[-1]
+        try:
+            if status == 500 and slot[0] is not None and is_believed:  # for pytest and pdb
+                raise _error_from_reply(status, reply) from slot.pop()
+        finally:
+            slot.clear()  # a task or thread that outlives the call keeps its context
         return _ReplyHead(status, len(reply), 0.0, '', '', told), reply
 
     def close(self) -> None:
@@ -3154,6 +3174,8 @@ class Friend:
     holds_tokens = True  # see _json_form
     token = _token_property
     _tokens: _Tokens
+    _origin: Friend | None = None  # of one by `within`: it has all but the time
+    _within: float | None = None  # seconds
 
     def __init__(
         self,
@@ -3180,7 +3202,6 @@ class Friend:
         self._where = ', '.join(one.address for one in self._addresses)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
-        self._within: float | None = None
 
     def __repr__(self) -> str:
         return f'<Friend {self.name!r} at {self._where}>'
@@ -3216,8 +3237,13 @@ class Friend:
         It shares connections, tokens and settings; of those only the timeouts do not count.
         """
         friend = object.__new__(type(self))
-        friend.__dict__.update(self.__dict__, _within=_checked_seconds('timeout', timeout))
+        friend._origin, friend._within = self, _checked_seconds('timeout', timeout)
         return friend
+
+    def __getattr__(self, name: str) -> Any:
+        if self._origin is None:
+            raise AttributeError(f'{type(self).__name__} has no {name}')
+        return getattr(self._origin, name)
 
     def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
@@ -3262,7 +3288,7 @@ class Friend:
             raise RuntimeError('asend needs a running event loop of asyncio; use send') from None
         future = loop.create_future()
 
-        def call() -> None:
+        def call(future: Any) -> None:
             value, error = None, None
             try:
                 value = self.send(rule, *args, **kwargs)
@@ -3270,12 +3296,16 @@ class Friend:
                 error = raised
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(_settle, future, value, error)
+            del error, future  # the traceback holds this frame
 
         try:
-            _workers_of_process().do(call)
+            _workers_of_process().do(functools.partial(call, future))
         except RuntimeError as no_thread:
             raise Busy(f'no call is possible: {no_thread}').at(rule, self._where) from None
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # it holds the error, whose traceback holds this frame
 
     def ping(self, timeout: float = 5) -> bool:
         """Whether HTTP is answered at any of the addresses, within *timeout* seconds."""
@@ -3307,7 +3337,7 @@ class Friend:
                     return ''
                 reasons.append(f'it answered {status}')
             except MicroconnectError as error:
-                reasons.append(str(error))
+                reasons.append(str(error).partition('; the call may')[0])
         return '; '.join(reasons)
 
     def close(self) -> None:
@@ -3345,9 +3375,10 @@ class Friend:
             except MicroconnectError as error:
                 if isinstance(error, CallTimeout):
                     error.args = (str(error).replace('in time', f'within timeout={seconds:g} s'),)
-                failures.append(error.at(rule, address.address))
+                error.at(rule, address.address)
                 if error.sent or not isinstance(error, ConnectionError) or len(addresses) == 1:
                     raise
+                failures.append(error)
             now = time.monotonic()
             address.pause = min(max(address.pause * 2, 0.1), 5.0)  # longer each time that it fails
             address.rests_until = now + address.pause
@@ -3369,11 +3400,11 @@ class Friend:
 _HELP = """\
 Serve a service, or call one.
 
-  python3 %(prog)s serve app1.py --port 5000
-  python3 %(prog)s send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
-  python3 %(prog)s send http://127.0.0.1:5000 /divide 7 b=2 floor=true
-  python3 %(prog)s rules http://127.0.0.1:5000
-  python3 %(prog)s ping http://127.0.0.1:5000 --wait 30
+  python3 microconnect.py serve app1.py --port 5000
+  python3 microconnect.py send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
+  python3 microconnect.py send http://127.0.0.1:5000 /divide 7 b=2 floor=true
+  python3 microconnect.py rules http://127.0.0.1:5000
+  python3 microconnect.py ping http://127.0.0.1:5000 --wait 30
 
 An argument is JSON if it can be read as such, else text; - reads it from standard input.  The exit
 status is 0, or 1 if the service or the call failed, or 2 if the command is wrong.
@@ -3387,16 +3418,25 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
     # argparse ends the arguments of a call at the first option; what follows belongs to them.
     if more and (options.run is not _send or any(re.match('-[^0-9]', word) for word in more)):
         parser.error(f'unrecognized arguments: {" ".join(more)}')
+    if options.run is _serve:  # not below: what the module raises is shown with its traceback
+        options.target = _load_service(options.target, parser.error)
     try:
         options.more = more
         options.run(options)
         return 0
+    except KeyboardInterrupt:
+        return 130  # as a shell counts a SIGINT
     except (MicroconnectError, OSError) as error:
         status, text = 1, str(error)
     except (TypeError, ValueError) as error:  # what cannot be an address, a token, a service
         status, text = 2, str(error)
-    _say(f'microconnect: {" ".join(text.split())}', sys.stderr)
+    _say(f'microconnect: {_printable(" ".join(text.split()))}', sys.stderr)
     return status
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: the text comes from somebody else."""
+    return ''.join(one if one.isprintable() else ' ' for one in text)
 
 
 def _command_line() -> Any:
@@ -3433,35 +3473,45 @@ def _command_line() -> Any:
 
 
 def _serve(options: Any) -> None:
-    micro = _load_service(options.target)
-    micro.run(options.port, options.host, options.debug, reuse_port=options.reuse_port)
+    options.target.run(options.port, options.host, options.debug, reuse_port=options.reuse_port)
 
 
-def _load_service(target: str) -> Any:
-    """Import a module or a file, and give its Microservice."""
-    import importlib
+def _load_service(target: str, fail: Callable[[str], Any]) -> Any:
+    """Give the Microservice that *target* names; *fail* is told why there is none."""
+    path, _, wanted = target.rpartition(':')
+    if not (path and wanted.isidentifier()):  # it names a module alone, perhaps C:\\app1.py
+        path, wanted = target, ''
+    module = _load_module(path, fail)
+    # Ask the type: a lazy object or a mock may answer to any attribute.
+    services = {k: v for k, v in vars(module).items() if hasattr(type(v), 'aanswer')}
+    if not wanted and len(services) == 1:
+        wanted = next(iter(services))
+    if wanted not in services:
+        names = ', '.join(f'{path}:{name}' for name in sorted(services))
+        fail(f'name one of {names}' if names else f'there is no Microservice in {path}')
+    return services[wanted]
 
-    path, wanted = re.fullmatch(r'(.+?)(?::(\w+))?', target).groups()  # type: ignore[union-attr]
-    folder, file = os.path.split(path) if path.endswith('.py') else ('', path + '.py')
-    name = file[:-3]
-    sys.path.insert(0, os.path.abspath(folder))
+
+def _load_module(path: str, fail: Callable[[str], Any]) -> Any:
+    import importlib.util
+
+    is_file = path.endswith('.py')
+    sys.path.insert(0, os.path.abspath(os.path.dirname(path) if is_file else ''))
+    if is_file:
+        if not os.path.isfile(path):
+            fail(f'there is no file {path}')
+        name = os.path.basename(path)[:-3]
+        spec: Any = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(name, module)
+        spec.loader.exec_module(module)
+        return module
     try:
-        module = importlib.import_module(name)
+        return importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name != name.partition('.')[0] and error.name != name:
-            raise  # the module's own import
-        raise ValueError(f'there is no module {name} in {sys.path[0]}') from None
-    found = {
-        known: value
-        for known, value in vars(module).items()
-        if hasattr(value, 'aanswer') and not isinstance(value, type)
-    }
-    if wanted is None and len(found) == 1:
-        wanted = next(iter(found))
-    if wanted not in found:
-        which = ', '.join(f'{path}:{known}' for known in sorted(found)) or 'there is none in it'
-        raise ValueError(f'{target} names no Microservice: {which}')
-    return found[wanted]
+        if error.name not in (path, path.partition('.')[0]):
+            raise  # the module imports another one that is missing
+        fail(f'there is no module {path} in {sys.path[0]}')
 
 
 def _friend(options: Any) -> Friend:
@@ -3501,10 +3551,11 @@ def _send(options: Any) -> None:
             args.append(_argument(text))
     with _friend(options) as friend:
         value = friend.send(options.rule, *args, **kwargs)
-    is_bare = options.raw and isinstance(value, str)
-    stdout: Any = sys.stdout
-    stdout.reconfigure(errors='backslashreplace')  # show what a narrow terminal cannot by escapes
-    print(value if is_bare else json.dumps(value, ensure_ascii=False))
+    coding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    text = value if isinstance(value, str) else ''
+    if not (text and options.raw):
+        text = json.dumps(value, ensure_ascii=not coding.lower().startswith('utf'))
+    print(text.encode(coding, 'backslashreplace').decode(coding))  # a lone surrogate by its escape
 
 
 def _list_rules(options: Any) -> None:
@@ -3515,24 +3566,23 @@ def _list_rules(options: Any) -> None:
             how = "Micro.typing('/rules')(Micro.rules) in the service publishes them"
             raise BadReply(f'{options.target} does not tell its rules: {how}') from None
     try:
-        width = max(len(rule + facts['signature']) for rule, facts in told.items())
+        width = max((len(rule + facts['signature']) for rule, facts in told.items()), default=0)
         for rule, facts in told.items():
             notes = ['[token]'] if facts['token'] else []
             notes += [f'[{", ".join(facts["methods"])}]'] if facts['methods'] != ['POST'] else []
             call = rule + facts['signature']
-            print(f'{call:{width}}  {" ".join([*notes, facts["doc"]])}'.rstrip())
+            print(_printable(f'{call:{width}}  {" ".join([*notes, facts["doc"]])}'.rstrip()))
     except (AttributeError, KeyError, TypeError):
         raise BadReply(f'what {options.target}/rules gives is no list of rules') from None
 
 
 def _ping(options: Any) -> None:
     with _friend(options) as friend:
-        if options.wait:
+        if options.wait is not None:
             friend.wait(options.wait)
-        else:
-            why = friend._why_silent(time.monotonic() + 5)
-            if why:
-                raise Unreachable(why)
+        why = friend._why_silent(time.monotonic() + min(friend.timeout, 5))
+        if why:
+            raise Unreachable(why)
     print(f'{options.target} answers')
 
 

@@ -61,6 +61,7 @@ import typing
 import urllib.request
 import uuid
 import warnings
+import weakref
 import wsgiref.simple_server
 import wsgiref.util
 import wsgiref.validate
@@ -3626,6 +3627,12 @@ class TestTimeOfACall:
             for wrong in (0, -1, '1', None):
                 with pytest.raises(ValueError, match='timeout is a number'):
                     friend.within(wrong)
+            patient = hasty.within(TIMEOUT)
+            service.token, friend.token = 'new', 'new'
+            friend.setRule('/echo')
+            assert patient.send('/echo', 1) == 1
+            with pytest.raises(AttributeError, match='Friend has no sned'):
+                friend.sned('/echo')
 
     def test_set_rule(self):
         """A rule may have a timeout of its own, shorter or longer than the friend's."""
@@ -5122,6 +5129,53 @@ class TestAnswer:
             friend_of(fail).send('/f')
         assert type(caught.value.__cause__) is ZeroDivisionError
 
+    @pytest.mark.parametrize('is_async', [False, True])
+    def test_cause_is_not_kept(self, is_async, caplog):
+        """Once the error of a call in this process is gone, so is what its cause held."""
+        caplog.set_level(logging.CRITICAL, 'microconnect')  # a record would hold it
+        held = []
+
+        def fail():
+            local = Strict()
+            held.append(weakref.ref(local))
+            raise KeyError
+
+        friend = friend_of(fail)
+
+        async def call_thrice():
+            for _ in range(3):
+                with contextlib.suppress(KeyError):
+                    await friend.asend('/f') if is_async else friend.send('/f')
+
+        gc.disable()
+        try:
+            asyncio.run(call_thrice())
+            if sys.implementation.name != 'cpython':
+                gc.collect()
+            until(lambda: [one() for one in held] == [None] * 3)
+        finally:
+            gc.enable()
+
+    def test_context_that_outlives_its_call(self, caplog):
+        """What fails in the context of a call that has ended is not kept for its caller."""
+        caplog.set_level(logging.CRITICAL, 'microconnect')
+        contexts, held = [], []
+        other = make()
+
+        class Kept(Exception):
+            pass
+
+        def fail():
+            error = Kept()
+            held.append(weakref.ref(error))
+            raise error
+
+        other.typing('/f')(fail)
+        friend_of(lambda: contexts.append(contextvars.copy_context())).send('/f')
+        assert contexts[0].run(other.answer, 'POST', '/f', JSON, b'{}')[0] == 500
+        gc.collect()
+        assert held[0]() is None
+
     def test_traceback_that_cannot_be_formatted(self, monkeypatch):
         """An exception that Python cannot format arrives without its traceback."""
 
@@ -5381,7 +5435,7 @@ def lines_of(caplog):
     """The level and text of each log line, with times and ports left out."""
     return [
         f'{line.levelname} {re.sub(r"[0-9.]+ ms", "N ms", line.getMessage())}'.replace(
-            f'127.0.0.1:{line.caller.rpartition(":")[2]}' if hasattr(line, 'caller') else '?', 'ME'
+            repr(getattr(line, 'caller', None)), 'ME'
         )
         for line in caplog.records
     ]
@@ -5444,19 +5498,51 @@ class TestLog:
             assert friend.send('/echo', 1) == 1
         assert not caplog.records
 
+    @pytest.mark.parametrize('is_async', [False, True])
+    def test_every_refusal(self, is_async, caplog):
+        """At INFO each refusal has its line, that of a plain function's arguments too."""
+        caplog.set_level(logging.INFO, 'microconnect')
+        service = make_async(max_body=99, origins=[ORIGIN])
+        path = '/aecho' if is_async else '/fail'
+        for host in (by_listener, by_wsgi, by_asgi):
+            caplog.clear()
+            assert host(service, 'POST', path, JSON, b'{}')[0] == 422
+            assert host(service, 'POST', path, {**JSON, 'Origin': ORIGIN}, b'x' * 100)[0] == 413
+            told = [line for line in lines_of(caplog) if 'refused' in line]
+            assert [line[:18] for line in told] == ['INFO refused 422: ', 'INFO refused 413: ']
+            assert host is by_wsgi or repr(path) in told[1]
+
+    def test_callers_forge_no_line(self, caplog):
+        """What a proxy calls the caller cannot make a line of its own."""
+        caplog.set_level(logging.DEBUG, 'microconnect')
+        make().answer('POST', '/echo\nforged', JSON, b'{}', caller='me\nforged')
+        assert '\n' not in caplog.messages[0]
+
+    def test_client_of_asgi(self, caplog):
+        """A client on a Unix socket has no port, and may be unknown."""
+        caplog.set_level(logging.DEBUG, 'microconnect')
+        for client in (None, ('/run/socket', None), ('::1', 5)):
+            by_asgi(make(), 'POST', '/echo', JSON, b'{}', client=client)
+        assert [line.caller for line in caplog.records] == ['', '/run/socket', '[::1]:5']
+
     @pytest.mark.parametrize('is_logged', [False, True])
     def test_debug(self, is_logged, caplog, capsys):
-        """In debug a line for each call is printed, unless the log shows it."""
+        """In debug a line for each call is printed, whatever the log shows."""
         if is_logged:
             caplog.set_level(logging.DEBUG, 'microconnect')
         service = make(debug=True)
         for rule in ('/echo', '/missing'):
             ask(service, path=rule)
         printed = capsys.readouterr().err.splitlines()
-        lines = caplog.messages if is_logged else [line.partition(': ')[2] for line in printed]
-        assert [line[:20] for line in lines] == ["answered 200: '/echo", "refused 404: '/missi"]
-        assert bool(printed) is not is_logged
-        assert all(line.startswith('app1: ') for line in printed)
+        told = ["answered 200: '/echo", "refused 404: '/missi"]
+        assert [line[:26] for line in printed] == [f'app1: {line}' for line in told]
+        assert [line[:20] for line in caplog.messages] == (told if is_logged else [])
+
+    def test_debug_without_stderr(self, monkeypatch, capsys):
+        """A program that has no stderr gets no lines on its stdout instead."""
+        monkeypatch.setattr(sys, 'stderr', None)
+        assert ask(make(debug=True))[0] == 200
+        assert not capsys.readouterr().out
 
 
 ORIGIN = 'https://app.example'
@@ -5473,6 +5559,7 @@ ORIGINS = [  # what is given; what a browser says
 NO_ORIGINS = [  # what cannot be an origin
     *('*', 'null', '', 'app.example', 'https://app.example/', 'https://app.example/page', 7, None),
     *('https://*.example', 'https://', 'https://user@app.example', 'https://app.example:x', '://x'),
+    *('https://app.example:0', 'https://app.example:080', 'https://\u212aelvin.example'),
 ]
 
 
@@ -5480,10 +5567,10 @@ class TestPages:
     """What web pages may call: `origins`, and the Fetch standard's protocol for them."""
 
     @staticmethod
-    def asked(host, service, origin, method='POST', **headers):
+    def asked(host, service, origin, method='POST', path='/echo', **headers):
         """The status of an answer, the headers that a browser looks at, and the body."""
         headers = dict(JSON, **headers, **({'Origin': origin} if origin else {}))
-        status, fields, body = host(service, method, '/echo', headers, b'{"args":[1]}')
+        status, fields, body = host(service, method, path, headers, b'{"args":[1]}')
         names = ('access-control-allow-origin', 'vary')
         told = {name.lower(): value for name, value in fields.items()}
         return (status, *(told.get(name) for name in names)), told, body
@@ -5499,18 +5586,20 @@ class TestPages:
         for other in ('http://app.example', f'{ORIGIN}:8443', f'{ORIGIN}.evil', 'null'):
             seen, _, body = self.asked(ask, service, other)
             assert seen == (403, None, 'Origin')
-            assert f"origins=('{other}',)" in json.loads(body)['detail']
+            advice = 'serve the page by http' if other == 'null' else f"origins=('{other}',)"
+            assert advice in json.loads(body)['detail']
         assert len(service.ran) == 2
 
     @HOSTS
     def test_preflight(self, ask):
         """What a browser asks first is answered, without a token, and runs no function."""
-        service = make(origins=[ORIGIN], token=SECRET)
+        service = make_async(origins=[ORIGIN], token=SECRET)
         asks = {'method': 'OPTIONS', 'Access-Control-Request-Method': 'POST'}
         seen, told, _ = self.asked(ask, service, ORIGIN, **asks)
         assert seen == (200, ORIGIN, 'Origin')
         assert 'POST' in told['access-control-allow-methods']
         assert told['access-control-allow-headers'] == 'Content-Type'
+        assert self.asked(ask, service, ORIGIN, path='/aecho', **asks)[0] == seen
         for other, refusing in (('https://evil.example', service), (ORIGIN, make())):
             seen, told, _ = self.asked(ask, refusing, other, **asks)
             assert seen[:2] == (403, None) and 'access-control-allow-methods' not in told
@@ -5526,6 +5615,20 @@ class TestPages:
         """What is not an origin is a ValueError that shows two that are."""
         with pytest.raises(ValueError, match="such as 'https://app.example' or .*, not "):
             Microservice('app1', origins=[given])
+
+    def test_options_rule(self):
+        """A rule that answers OPTIONS is called by it, unless a page of elsewhere asks first."""
+        service = service_of(lambda: 'ran')
+        service.typing('/o', methods=('OPTIONS',))(lambda: 'ran')
+        for headers in ({'Sec-Fetch-Site': 'same-origin'}, {'Origin': 'http://localhost'}):
+            asked = {**JSON, **headers, 'Host': 'localhost', 'Access-Control-Request-Method': 'X'}
+            assert service.answer('OPTIONS', '/o', asked, b'{}')[2] == b'["ran"]'
+
+    @pytest.mark.parametrize('ask', [by_listener, by_wsgi])
+    def test_too_large(self, ask):
+        """A page can read that its call was too large."""
+        service = make(origins=[ORIGIN], max_body=9)
+        assert self.asked(ask, service, ORIGIN)[0][:2] == (413, ORIGIN)
 
     def test_a_string(self):
         """One origin without a list around it is a TypeError that says what to write."""
@@ -9208,10 +9311,12 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('send URL /f --timeout soon', 2, '', 'usage: '),
     ('send URL /f --timeout 0', 2, '', 'microconnect: timeout is a number'),
     ('ping URL --cacert missing.pem', 2, '', 'microconnect: --cacert missing.pem: '),
-    ('serve nothing.py', 2, '', 'microconnect: there is no module nothing in '),
-    ('serve nothing:Micro', 2, '', 'microconnect: there is no module nothing in '),
-    ('serve app1:echo', 2, '', 'microconnect: app1:echo names no Microservice: app1:Micro'),
-    ('serve app2.py', 2, '', 'microconnect: app2.py names no Microservice: app2.py:A, app2.py:B'),
+    ('serve nothing.py', 2, '', 'usage: ... there is no file nothing.py'),
+    ('serve nothing:Micro', 2, '', 'usage: ... there is no module nothing in '),
+    ('serve app1:echo', 2, '', 'usage: ... name one of app1:Micro'),
+    ('serve app2.py', 2, '', 'usage: ... name one of app2.py:A, app2.py:B'),
+    ('serve json', 2, '', 'usage: ... there is no Microservice in json'),
+    ('serve :', 2, '', 'usage: ... there is no module : in '),
     ('', 2, '', 'usage: '),
 ]
 
@@ -9219,6 +9324,10 @@ COMMANDS = [  # the arguments; URL stands for the service's
 APPS = """
 from microconnect import Microservice
 A, B = Microservice('a'), Microservice('b')
+class Lazy:
+    def __getattr__(self, name):
+        raise RuntimeError('not now')
+lazy = Lazy()
 """
 
 
@@ -9257,7 +9366,8 @@ class TestShell:
             ended = end.code
         out, err = (text.replace(app.address, 'URL') for text in capsys.readouterr())
         assert (ended, out) == (status, printed + '\n' if printed else '')
-        assert err.startswith(said) and bool(err) == bool(said)
+        said, _, why = said.partition('... ')
+        assert err.startswith(said) and why in err and bool(err) == bool(said)
         assert err.count('\n') <= 1 or said == 'usage: '
         assert SECRET not in out + err
 
@@ -9302,7 +9412,45 @@ class TestShell:
             process.send_signal(signal.SIGTERM)
             code, _, said = outcome(process)
         assert code == 0
-        assert "app1: answered 500: '/lines' from 127.0.0.1:" in said
+        assert "app1: answered 500: '/lines' from '127.0.0.1:" in said
+
+    def test_module_that_fails(self, tmp_path):
+        """What a module raises as it is imported is shown as Python shows it."""
+        (tmp_path / 'app1.py').write_text('int("x")')
+        with running(microconnect.__file__, 'serve', 'app1.py', folder=tmp_path) as process:
+            code, _, said = outcome(process)
+        assert code == 1
+        assert 'Traceback' in said and 'app1.py' in said and said.rstrip().endswith("'x'")
+
+    def test_what_a_terminal_obeys(self, capsys):
+        """Nothing that a service says reaches the terminal as a control character."""
+        service = Microservice('app1')
+        facts = {'signature': '()', 'doc': 'a\x1b[2Jb', 'methods': ['POST'], 'token': False}
+        service.typing('/rules')(lambda: {'/\x1b[31m': facts})
+        with serving(service):
+            assert microconnect._shell(['rules', service.address]) == 0
+            with pytest.raises(SystemExit):
+                microconnect._shell(['send', service.address, '/x\x1b[2J', '--z\x1b'])
+            assert microconnect._shell(['send', service.address, '/x\x1b[2J']) == 1
+        out, err = capsys.readouterr()
+        assert out == '/ [31m()  a [2Jb\n'
+        assert '\x1b' not in err.splitlines()[-1]
+
+    def test_interrupted(self, monkeypatch):
+        """Ctrl-C ends a command as a shell expects."""
+        monkeypatch.setattr(Friend, 'send', lambda *_: signal.default_int_handler(2, None))
+        assert microconnect._shell(['send', '127.0.0.1:1', '/f']) == 130
+
+    @pytest.mark.parametrize('coding', ['ascii', 'latin-1', 'utf-8'])
+    def test_narrow_stdout(self, coding, app, monkeypatch):
+        """The JSON that is printed is JSON under any encoding of stdout."""
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, coding, newline='\n'))
+        text = 'a\xfc\u20ac\U0001f600\ud800'
+        words = ['send', app.address, '/echo', json.dumps(text), '--token', SECRET]
+        assert microconnect._shell(words) == 0
+        sys.stdout.flush()
+        assert json.loads(written.getvalue().decode(coding)) == text
 
     @pytest.mark.parametrize('words', [['--help'], ['send', '--help'], ['serve', '-h']], ids=str)
     def test_help(self, words, capsys):
