@@ -122,6 +122,11 @@ __all__ = [
 # fmt: on
 
 
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: the text comes from somebody else."""
+    return ''.join(one if one.isprintable() else ' ' for one in text)
+
+
 _logger: Any = None
 
 
@@ -278,6 +283,7 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
 # -------------------------------------------------------------------------------------- settings
 # What both sides check and hold: numbers, seconds, rules, addresses and tokens.
 
+_UNSET = 'is a variable of the environment not set?'
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
 _ORIGIN = r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([1-9][0-9]{0,4}))?'
 
@@ -423,6 +429,7 @@ def _set_tokens(owner: Any, token: Tokens) -> None:
 
 
 _token_property = property(lambda owner: owner._tokens, _set_tokens, doc='The tokens by rule.')
+_key_property = property(doc='Given when it is made, and never shown.')  # setting it is an error
 
 
 _locks: dict[tuple[int, str], Any] = {}
@@ -1328,7 +1335,7 @@ class _TimedSocket:
 # @authority is not signed: a reverse proxy sends another Host, and a service does not know by
 # which names it is called.  The key says which service is meant.  @path is the rule alone: a
 # prefix of the address is for the proxy or server that cuts it off.  Each side encodes it anew,
-# because a gateway may have encoded it in another way.
+# because gateways do.
 
 _WINDOW = 300  # seconds that two clocks may differ, as in Kerberos
 _SPAN = 30  # seconds: the nonces of such a time are forgotten together
@@ -1336,7 +1343,7 @@ _LEAST_KEY = 32  # bytes, as many as the hash has (RFC 7518, 3.2)
 
 _SIGNED_FIELDS = ('content-type', 'content-digest', 'signature-input', 'signature')
 _PARAMETER = r';(?:created=([1-9][0-9]{0,14})|(nonce|keyid|alg)="([ !#-\[\]-~]{1,64})")'
-_SIGNATURE_INPUT = rf'([a-z*][a-z0-9_.*-]*)=(\(([^()]*)\)((?:{_PARAMETER}){{4}}))'
+_SIGNATURE_INPUT = rf'([a-z*][a-z0-9_.*-]*)=(\(([^()]*)\)((?:{_PARAMETER}){{2,4}}))'
 _SIGNED_CHALLENGE = (('WWW-Authenticate', 'Signature realm="microconnect"'),)
 
 
@@ -1356,10 +1363,13 @@ def _content_digest(body: bytes) -> str:
     return f'sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:'
 
 
-def _signature(key: bytes, parts: Mapping[str, str], params: str) -> str:
-    """The signature of *parts*, identifier -> value, with these parameters (RFC 9421, 2.5)."""
+def _signature(key: bytes, parts: Mapping[str, str], covered: str) -> str:
+    """The signature of *parts*, identifier -> value (RFC 9421, 2.5).
+
+    *covered* lists the identifiers, with the parameters of the signature.
+    """
     lines = [f'{identifier}: {value}' for identifier, value in parts.items()]
-    base = '\n'.join([*lines, f'"@signature-params": {params}']).encode('utf-8', 'surrogatepass')
+    base = '\n'.join([*lines, f'"@signature-params": {covered}']).encode('utf-8', 'surrogatepass')
     return f':{base64.b64encode(hmac.digest(key, base, "sha256")).decode()}:'
 
 
@@ -1386,16 +1396,19 @@ class _Keys:
         # Said in each message, so that an altered one is not taken for one by another key.
         self.ids = [hmac.digest(key, b'keyid', 'sha256')[:8].hex() for key in self.keys]
 
+    def __reduce__(self) -> Any:
+        raise TypeError('a secretKey is not copied: give it to each process')
+
     def sign(self, parts: dict[str, str], kind: str, body: bytes, now: float) -> Headers:
         """Give the fields that sign *parts*, the content type and the body."""
         digest = _content_digest(body)
         parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
-        params = f'({" ".join(parts)});created={int(now)};nonce="{os.urandom(16).hex()}"'
-        params += f';keyid="{self.ids[0]}";alg="hmac-sha256"'
-        signature = _signature(self.keys[0], parts, params)
+        covered = f'({" ".join(parts)});created={int(now)};nonce="{os.urandom(16).hex()}"'
+        covered += f';keyid="{self.ids[0]}";alg="hmac-sha256"'
+        signature = _signature(self.keys[0], parts, covered)
         return (
             ('Content-Digest', digest),
-            ('Signature-Input', f'sig={params}'),
+            ('Signature-Input', f'sig={covered}'),
             ('Signature', f'sig={signature}'),
         )
 
@@ -1403,22 +1416,25 @@ class _Keys:
         self, parts: dict[str, str], headers: Mapping[str, str], body: bytes
     ) -> tuple[int, str]:
         """Give `created` and `nonce`; ValueError says why the signature does not hold."""
-        missing = [name for name in _SIGNED_FIELDS if name not in headers]
+        if 'signature' not in headers:
+            raise ValueError('it is not signed; both sides need the same secretKey')
+        missing = [name.title() for name in _SIGNED_FIELDS if name not in headers]
         if missing:
-            raise ValueError(f'it has no {missing[-1].title()}; both sides need the same secretKey')
+            raise ValueError(f'it has no {missing[0]}')
         kind, digest, given, signature = (headers[name] for name in _SIGNED_FIELDS)
         parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
         found = re.fullmatch(_SIGNATURE_INPUT, given)
-        label, params, names, parameters = found.groups()[:4] if found else [''] * 4
+        label, covered, listed, parameters = found.groups()[:4] if found else [''] * 4
         each = re.findall(_PARAMETER, parameters)
         values = {name or 'created': created or value for created, name, value in each}
+        has_all = len(values) == len(each) and {'created', 'nonce'} <= values.keys()
         wanted = ' '.join(parts)
-        if names != wanted or len(values) < 4 or values['alg'] != 'hmac-sha256':
-            how = 'created, nonce, keyid and alg="hmac-sha256"'
+        if listed != wanted or not has_all or values.get('alg', 'hmac-sha256') != 'hmac-sha256':
+            how = 'created, nonce and perhaps keyid and alg="hmac-sha256"'
             raise ValueError(f'its Signature-Input is not label=({wanted}) with {how}')
-        signatures = [f'{label}={_signature(key, parts, params)}' for key in self.keys]
+        signatures = [f'{label}={_signature(key, parts, covered)}' for key in self.keys]
         if not _same_token(signature, signatures):
-            is_known = values['keyid'] in self.ids
+            is_known = values.get('keyid') in self.ids
             why = 'it was altered on its way' if is_known else 'it is of another secretKey'
             raise ValueError(f'its signature does not hold: {why}')
         if digest != _content_digest(body):  # last: the body of a stranger is not worth the time
@@ -1434,12 +1450,13 @@ def _keys_of(secret_key: SecretKey) -> Any:
 class _Nonces:
     """The nonces of the calls that a service took, so that it takes none twice.
 
-    It remembers all that were signed since a moment: its start, or the end of what it had to
-    forget.  A call from before may have been taken, and is refused.  Each process knows only its
-    own.
+    A call that was signed before `since` may have been taken already, and is refused.  `since` is
+    the start of the process, and moves on when nonces are dropped.  Each process knows only those
+    that it took itself.
     """
 
     def __init__(self, now: float, most: int = 1 << 20) -> None:
+        self.process = os.getpid()
         self.since = int(now)  # the calls of its first second are taken, too
         self.most = most  # 130 MB; above 3,000 calls/s they do not reach back the whole window
         self.spent: dict[int, set[str]] = {}  # by the time of their calls
@@ -1451,6 +1468,8 @@ class _Nonces:
             when = f'{abs(age)} s {"ago" if age > 0 else "ahead"}'
             raise ValueError(f'it was signed {when}, and two clocks may differ by {_WINDOW} s')
         with _lock_of_process('nonces'):
+            if self.process != os.getpid():  # after a fork: its parent and siblings took others
+                self.process, self.since = os.getpid(), max(self.since, int(now))
             while self.spent:
                 oldest = min(self.spent)
                 end = (oldest + 1) * _SPAN
@@ -1471,15 +1490,16 @@ def _check_reply(keys: _Keys, signature: str, reply: _ReplyHead, body: bytes) ->
         keys.verify(_reply_parts(reply.status, signature), reply.headers, body)
     except ValueError as error:
         told = ''
-        if reply.status != 200:  # tell what it says, but do not believe that nothing ran
-            told = f'; it says {reply.status}: {_error_from_reply(reply.status, body)}'
+        if reply.status != 200 and len(body) <= _MOST_TEXT:
+            # Tell what it says, but do not believe that nothing ran.
+            says = _printable(str(_error_from_reply(reply.status, body)))
+            told = f'; it says {reply.status}: {says}'
         raise BadReply(f'the reply is refused: {error}{told}', status=reply.status) from None
 
 
 # ----------------------------------------------------------------------------------------- rules
 
 _NO_MEMORY = 'no memory is left for this request'
-_UNSET = 'is a variable of the environment not set?'
 _DEBUG, _INFO = 10, 20  # logging's levels
 _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch standard)
     ('Access-Control-Allow-Methods', ', '.join(_METHODS)),
@@ -1643,6 +1663,7 @@ class _Rules:
 
     holds_tokens = True  # see _json_form
     token = _token_property
+    secretKey = _key_property
     _tokens: _Tokens
 
     def __init__(
@@ -2971,6 +2992,8 @@ class _Address:
             except BaseException as error:
                 link.sock.close()
                 if is_fresh or not isinstance(error, ConnectionLost) or error.sent:
+                    if signed and isinstance(error, MicroconnectError):
+                        error.sent = True  # whoever is on the way can call, and then cause it
                     raise
                 continue  # the connection was closed while idle
             if link.retire_at:
@@ -3173,6 +3196,7 @@ class Friend:
 
     holds_tokens = True  # see _json_form
     token = _token_property
+    secretKey = _key_property
     _tokens: _Tokens
     _origin: Friend | None = None  # of one by `within`: it has all but the time
     _within: float | None = None  # seconds
@@ -3193,6 +3217,8 @@ class Friend:
         self.name = name
         self.token = token
         self._keys = _keys_of(secretKey)
+        if self._keys is None:
+            _log('warning', 'secretKey=None, so calls to %s are not signed: %s', name, _UNSET)
         self.timeout = _checked_seconds('timeout', timeout)
         self.max_body = _checked_number('max_body', max_body)
         several = address if isinstance(address, (list, tuple)) else (address,)
@@ -3434,11 +3460,6 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _printable(text: str) -> str:
-    """Without what a terminal would obey: the text comes from somebody else."""
-    return ''.join(one if one.isprintable() else ' ' for one in text)
-
-
 def _command_line() -> Any:
     import argparse
 
@@ -3524,7 +3545,7 @@ def _friend(options: Any) -> Friend:
         except OSError as error:
             raise ValueError(f'--cacert {options.cacert}: {error.strerror or error}') from None
     how = {'timeout': options.timeout, 'ssl_context': context}
-    return Friend('service', options.target, options.token, _environ('SECRET_KEY'), **how)
+    return Friend('service', options.target, options.token, _environ('SECRET_KEY') or False, **how)
 
 
 def _environ(name: str) -> str | None:

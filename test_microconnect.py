@@ -3844,7 +3844,8 @@ BROKEN_FIELDS += [
     'sig=(' + '"@path" ' * 2000 + ')',
 ]
 PARAMETER_SETS = [
-    *(PARAMETERS.replace(one, '') for one in (f';created={NOW}', ';nonce="n"', ';keyid="k"')),
+    *(PARAMETERS.replace(one, '') for one in (f';created={NOW}', ';nonce="n"')),
+    *(f';created={NOW}', ';nonce="n"', f';created={NOW};keyid="k";keyid="k"'),
     *(f';created={one};{REST}' for one in ('x', '"1618884473"', '-5', '0', '01618884473', '1e9')),
     *(
         f';created={one};{REST}'
@@ -3860,13 +3861,12 @@ PARAMETER_SETS = [
         PARAMETERS + one
         for one in (';tag="x"', ';expires=9999999999', ';sf', ';nonce="m"', ';', ' ')
     ),
-    PARAMETERS.replace(';alg="hmac-sha256"', ''),
     PARAMETERS.replace('keyid', 'Keyid'),
     ' ' + PARAMETERS,
     '',
 ]
 
-NOT_SIGNED = 'it has no Signature; both sides need the same secretKey'
+NOT_SIGNED = 'it is not signed; both sides need the same secretKey'
 HOLDS_NOT, NOT_INPUT = 'its signature does not hold: ', 'its Signature-Input is not label='
 # What is altered of a signed call, and why it is refused.
 ALTERED_CALLS = [
@@ -3904,11 +3904,11 @@ ALTERED_CALLS = [
             again('signature', ','),
         ],
     ),
-    ('missing', 'it has no Signature; both sides need', [put('signature', None)]),
-    ('missing', 'it has no Signature-Input; both', [put('signature-input', None)]),
-    ('missing', 'it has no Content-Digest; both', [put('content-digest', None)]),
-    ('missing', 'it has no Content-Type; both', [put('content-type', None)]),
-    ('unsigned', 'it has no Signature;', [lambda m: (m.headers.clear(), m.headers.update(JSON))]),
+    ('missing', NOT_SIGNED, [put('signature', None)]),
+    ('missing', 'it has no Signature-Input', [put('signature-input', None)]),
+    ('missing', 'it has no Content-Digest', [put('content-digest', None)]),
+    ('missing', 'it has no Content-Type', [put('content-type', None)]),
+    ('unsigned', NOT_SIGNED, [lambda m: (m.headers.clear(), m.headers.update(JSON))]),
     ('input', NOT_INPUT, [put('signature-input', one) for one in BROKEN_FIELDS]),
     (
         'a piece of the input',
@@ -3981,8 +3981,8 @@ ALTERED_REPLIES = [
     ('status', HOLDS_NOT, [have(status=201), have(status=500), have(status=503)]),
     ('content type', HOLDS_NOT, [put('content-type', 'application/problem+json')]),
     ('another call', HOLDS_NOT, [have(to=Signed())]),
-    ('unsigned', 'it has no Signature; both sides', [have(headers=dict(JSON)), have(headers={})]),
-    ('missing', 'it has no Content-Digest;', [put('content-digest', None)]),
+    ('unsigned', NOT_SIGNED, [have(headers=dict(JSON)), have(headers={})]),
+    ('missing', 'it has no Content-Digest', [put('content-digest', None)]),
     ('signature', HOLDS_NOT, [put('signature', one) for one in BROKEN_FIELDS]),
     ('signature', HOLDS_NOT, [again('signature'), change('signature', ':', ':A')]),
     ('input', NOT_INPUT, [put('signature-input', one) for one in BROKEN_FIELDS]),
@@ -4122,7 +4122,7 @@ class TestSignatures:
     def test_signed_at_random(self):
         """Parameters that are signed by the right key are taken only if they are of this form."""
         rnd, taken = random.Random(9530), 0
-        form = r'(?=.*;created=[0-9])(?=.*;nonce="..*")(?=.*;keyid="..*")(?=.*;alg="hmac-sha256")'
+        form = r'(?=.*;created=[0-9])(?=.*;nonce="..*")'
         for _ in range(3000):
             message = Signed()
             parameters = altered_text(rnd, PARAMETERS)
@@ -4142,6 +4142,8 @@ class TestSignatures:
             {'label': '*a-b_c.d*'},
             {'parameters': f';alg="hmac-sha256";keyid="a b";nonce=";created=5;";created={NOW}'},
             {'parameters': PARAMETERS.replace('"n"', '"' + '~' * 64 + '"')},
+            {'parameters': f';created={NOW};nonce="n"'},
+            {'parameters': f';keyid="k";created={NOW};nonce="n"'},
         ):
             call = Signed()
             call.resign(**how)
@@ -4187,6 +4189,15 @@ class TestSignatures:
         why = f'{NOT_SIGNED}; it says 503: come back later'
         assert str(caught.value) == f'the reply is refused: {why}'
         assert (caught.value.status, caught.value.sent) == (503, True)
+
+    def test_long_refusal(self):
+        """What an unsigned reply says is told if it is short, and not as a terminal obeys it."""
+        reply = Signed(REPLY, to=Signed(), status=503)
+        for detail, told in (('a\\u001b[2J', '; it says 503: a [2J'), ('x' * 20000, '')):
+            reply.headers, reply.body = dict(JSON), b'{"detail": "%b"}' % detail.encode()
+            with pytest.raises(BadReply) as caught:
+                reply.take()
+            assert str(caught.value) == f'the reply is refused: {NOT_SIGNED}{told}'
 
     def test_rotation(self):
         """Of a list of keys the first signs, and any verifies."""
@@ -4265,6 +4276,15 @@ class TestNonces:
         with pytest.raises(Forbidden, match='signed 301 s ago'):
             call.take(service)
         assert service.ran == ['Mr. Developer']
+
+    def test_fork(self, monkeypatch):
+        """A forked process takes nothing from before its first call: others may have taken it."""
+        nonces = Nonces(NOW - 400)
+        nonces.spend(NOW - 9, 'n', NOW)
+        monkeypatch.setattr(os, 'getpid', lambda: -1)
+        with pytest.raises(Busy):
+            nonces.spend(NOW - 1, 'm', NOW)
+        nonces.spend(NOW, 'm', NOW + 1)
 
     def test_same_nonce(self):
         """Another call with the same nonce is refused, too."""
@@ -8458,6 +8478,37 @@ class TestSignedFriend:
                     call()
                 assert (caught.value.status, caught.value.sent) == (status or 400, False)
 
+    @pytest.mark.parametrize('several', [False, True])
+    def test_refused_by_somebody_on_the_way(self, several):
+        """Who passes a call on, and then refuses it without a signature, gets it no second time."""
+        service = signed_service()
+
+        def pass_on(sock, *_):
+            got = call_on(sock)
+            raw(service, got)
+            sock.sendall(b'\x15\x03\x01\x00\x02\x02\x0a')  # TLS: an alert
+
+        with serving(service), peer(pass_on) as one, peer(pass_on) as two:
+            with Friend('app1', [one, two] if several else one, secretKey=SECRET_KEY) as friend:
+                with pytest.raises(MicroconnectError) as caught:
+                    friend.send('/echo', 1)
+        assert caught.value.sent is True
+        assert service.ran == [((1,), {})]
+
+    def test_cut_off_by_somebody_on_the_way(self):
+        """A signed call that did not leave whole may have run: its rest could be guessed."""
+
+        def cut(sock, *_):
+            sock.recv(4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+
+        with peer(cut) as address:
+            for key in (SECRET_KEY, False):
+                with Friend('app1', address, secretKey=key, timeout=TIMEOUT) as friend:
+                    with pytest.raises(ConnectionLost) as caught:
+                        friend.send('/echo', 'x' * 8000000)
+                assert caught.value.sent is bool(key)
+
     @pytest.mark.parametrize('over', ['in process', 'listener'])
     def test_keys_that_do_not_fit(self, over):
         """Another key, or a key on one side only, gives an error that says so, and no value."""
@@ -8632,6 +8683,27 @@ class TestSignedFriend:
             for text in (*shown, caplog.text)
             if SECRET_KEY[:9] in text or OTHER_SECRET_KEY[:9] in text
         ]
+
+    def test_cannot_be_set(self):
+        """A key is given when a service or a friend is made: setting it later is an error."""
+        service = make()
+        for one in (service, Friend('app1', service)):
+            with pytest.raises(AttributeError):
+                one.secretKey = SECRET_KEY
+
+    def test_not_copied(self):
+        """What holds a key is not pickled."""
+        for one in (make(secretKey=SECRET_KEY)._keys, Friend('a', 'b:1', secretKey=SECRET_KEY)):
+            with pytest.raises(TypeError, match='is not copied'):
+                pickle.dumps(one)
+
+    def test_missing_key_of_a_friend(self, caplog):
+        """A friend whose key is None warns as it is made, for it believes anybody."""
+        Friend('bank', '127.0.0.1:1', secretKey=os.environ.get('MICROCONNECT_NO_SUCH_VARIABLE'))
+        assert [line.partition(':')[0] for line in caplog.messages] == [
+            'secretKey=None, so calls to bank are not signed'
+        ]
+        assert not Friend('bank', '127.0.0.1:1').within(5)._keys and len(caplog.messages) == 1
 
     def test_missing_key(self, caplog):
         """A key that is None, as of a variable that is not set, is warned of at start."""
