@@ -2404,7 +2404,7 @@ class TestValues:
         """Random JSON (from a fixed seed) is refused if, and only if, a slow count finds 201."""
         rnd = random.Random(20240229)
         seen = set()
-        for _ in range(60):
+        for _ in range(40):
             body = bracketed(rnd)
             json.loads(body)
             is_deep = depth_of(body) > 200
@@ -3428,10 +3428,10 @@ class TestTimeOfTheService:
     def test_silent_after_much(self):
         """A client that stops has read_timeout for its silence, however much it sent before."""
         head = HEAD + b'Content-Length: 8000000\r\n\r\n'
-        with serving(read_timeout=0.2) as service:
+        with serving(read_timeout=0.15) as service:
             start = time.monotonic()
             assert statuses(raw(service, head + b'x' * 5000000, end=False)) == [408]
-            assert time.monotonic() - start < 2  # each 256 KiB of it may take as long
+            assert time.monotonic() - start < 1.5  # each 256 KiB of it may take as long
 
     def test_long_call(self, monkeypatch):
         """A function may take far longer than its peer: it is answered, and the next one, too."""
@@ -4661,7 +4661,7 @@ class TestTokens:
             sys.settrace(before)
         assert set(got) == {401}
 
-    @pytest.mark.parametrize('replaced_by', [None, {}, {'/echo': 'new'}, {'/f': 'new'}, 'new'])
+    @pytest.mark.parametrize('replaced_by', [None, {'/echo': 'new'}, {'/f': 'new'}, 'new'])
     def test_replaced_while_a_rule_is_added(self, replaced_by):
         """A rule added with a token is never open, whenever another thread replaces `token`."""
 
@@ -5774,7 +5774,7 @@ class TestAsyncRules:
         wait = concurrent.futures.wait
         monkeypatch.setattr(concurrent.futures, 'wait', lambda these, _: wait(these, 0.001))
         service = service_of(asyncio.sleep)
-        assert Friend('app1', service).send('/f', 0.1, 'slept') == 'slept'
+        assert Friend('app1', service).send('/f', 0.03, 'slept') == 'slept'
         service.stop()
 
     def test_one_loop(self):
@@ -7226,7 +7226,9 @@ class TestStop:
                         socket.create_connection(address, 0.05).close()
                         started.set()
 
-            with background(knock):
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                for _ in range(4):
+                    pool.submit(knock)
                 assert started.wait(TIMEOUT)
                 with soon():
                     service.stop()
