@@ -3388,7 +3388,7 @@ class TestClock:
 class TestTimeOfTheService:
     """How long a service waits for its clients."""
 
-    def test_too_slow(self):
+    def check_too_slow(self):
         """A client that is silent, stops or drips gets a 408; others are served meanwhile."""
         with serving(read_timeout=0.2) as service, contextlib.ExitStack() as stack:
             socks = [stack.enter_context(connect(service)) for _ in TOO_SLOW]
@@ -3402,7 +3402,7 @@ class TestTimeOfTheService:
             assert [statuses(receive(sock)) for sock in socks] == [[408]] * len(TOO_SLOW)
         assert {args for args, _ in service.ran} == {('x',)}
 
-    def test_too_slow_over_tls(self, tls_server, tls_client):
+    def check_too_slow_over_tls(self, tls_server, tls_client):
         """A client that is too slow, or idle, also gets its 408 over TLS."""
         service = make(read_timeout=0.3, idle_timeout=0.1)
         tls_client.options |= 0x80  # OP_IGNORE_UNEXPECTED_EOF: a bare end is an end, too
@@ -3417,7 +3417,7 @@ class TestTimeOfTheService:
                     stack.enter_context(sock).sendall(data)
                 assert [statuses(receive(sock)) for sock in socks] == [[200, 408]] + [[408]] * 3
 
-    def test_silent_before_tls(self, tls_server):
+    def check_silent_before_tls(self, tls_server):
         """A client that begins no TLS, or only begins it, is cut off."""
         service = make(read_timeout=0.1)
         with service.start(port=0, host='127.0.0.1', ssl_context=tls_server), soon():
@@ -3425,13 +3425,39 @@ class TestTimeOfTheService:
             assert call_all(2, lambda i: raw(service, sent[i], end=False)) == [b'', b'']
             until(lambda: not connections_of(service))
 
-    def test_silent_after_much(self):
+    def check_silent_after_much(self):
         """A client that stops has read_timeout for its silence, however much it sent before."""
         head = HEAD + b'Content-Length: 8000000\r\n\r\n'
         with serving(read_timeout=0.15) as service:
             start = time.monotonic()
             assert statuses(raw(service, head + b'x' * 5000000, end=False)) == [408]
             assert time.monotonic() - start < 1.5  # each 256 KiB of it may take as long
+
+    def check_idle_timeout(self):
+        """A connection that is idle for too long gets a 408 that says so, and is closed."""
+        with serving(idle_timeout=0.05) as service:
+            got = raw(service, request(), end=False)
+        assert statuses(got) == [200, 408]
+        assert b'idle' in got
+
+    def check_408_after_head(self):
+        """A 408 that follows the reply to HEAD has a body."""
+        with serving(idle_timeout=0.05) as service:
+            got = raw(service, request(b'', '/', 'HEAD'), end=False)
+        assert statuses(got) == [200, 408]
+        assert json.loads(got.rpartition(b'\r\n\r\n')[2])['status'] == 408
+
+    def test_late_clients(self, tls_server, tls_client):
+        """Clients that are late or idle in many ways, all at once: what the checks above say."""
+        checks = [
+            self.check_too_slow,
+            functools.partial(self.check_too_slow_over_tls, tls_server, tls_client),
+            functools.partial(self.check_silent_before_tls, tls_server),
+            self.check_silent_after_much,
+            self.check_idle_timeout,
+            self.check_408_after_head,
+        ]
+        call_all(len(checks), lambda number: checks[number]())
 
     def test_long_call(self, monkeypatch):
         """A function may take far longer than its peer: it is answered, and the next one, too."""
@@ -3464,25 +3490,11 @@ class TestTimeOfTheService:
                 threading.Event().wait(0.015)
             assert statuses(receive(sock)) == [200]
 
-    def test_idle_timeout(self):
-        """A connection that is idle for too long gets a 408 that says so, and is closed."""
-        with serving(idle_timeout=0.05) as service:
-            got = raw(service, request(), end=False)
-        assert statuses(got) == [200, 408]
-        assert b'idle' in got
-
     @pytest.mark.parametrize('seconds, told', [(7, b'7'), (7.9, b'7'), (0.5, b'1')])
     def test_idle_timeout_is_announced(self, seconds, told):
         """A reply tells for how many whole seconds the connection is kept, at least 1."""
         with serving(idle_timeout=seconds) as service:
             assert b'\r\nKeep-Alive: timeout=%b\r\n' % told in raw(service, request())
-
-    def test_408_after_head(self):
-        """A 408 that follows the reply to HEAD has a body."""
-        with serving(idle_timeout=0.05) as service:
-            got = raw(service, request(b'', '/', 'HEAD'), end=False)
-        assert statuses(got) == [200, 408]
-        assert json.loads(got.rpartition(b'\r\n\r\n')[2])['status'] == 408
 
     def test_reply_never_read(self, monkeypatch):
         """A client that does not take its reply is cut off, and its thread ends."""
@@ -3572,23 +3584,25 @@ class TestTimeOfACall:
                 with Friend('app1', f'localhost:{port}', timeout=0.4) as friend:
                     assert friend.send('/echo', 1) == 1
 
-    @pytest.mark.parametrize('kept', [False, True])
-    def test_never_read(self, kept):
+    def test_never_read(self):
         """A call that does not leave in time is a CallTimeout, and did not run."""
 
-        def script(sock, number, over):
-            if kept:
-                call_on(sock)
-                sock.sendall(response())
-            over.wait(TIMEOUT)
+        def call(kept):
+            def script(sock, number, over):
+                if kept:
+                    call_on(sock)
+                    sock.sendall(response())
+                over.wait(TIMEOUT)
 
-        with peer(script) as address, Friend('app1', address) as friend:
-            if kept:
-                assert friend.send('/echo') == 'x'
-            friend.setRule('/echo', timeout=0.05)
-            with soon(), pytest.raises(CallTimeout) as caught:
-                friend.send('/echo', 'x' * 8000000)
-        assert caught.value.sent is False or os.name == 'nt'  # which may take it whole
+            with peer(script) as address, Friend('app1', address) as friend:
+                if kept:
+                    assert friend.send('/echo') == 'x'
+                friend.setRule('/echo', timeout=0.05)
+                with soon(), pytest.raises(CallTimeout) as caught:
+                    friend.send('/echo', 'x' * 8000000)
+            assert caught.value.sent is False or os.name == 'nt'  # which may take it whole
+
+        call_all(2, call)
 
     @needs_timers
     def test_signals(self, each_way):
@@ -7404,7 +7418,7 @@ class TestRun:
             address = announced(process)
             with Friend('app1', address, timeout=TIMEOUT) as friend:
                 assert friend.send('/f') == friend.send('/ask') == 7
-                until(lambda: woken(process, 0.3) == 0)
+                until(lambda: woken(process, 0.25) == 0)
 
     @needs_signals
     @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
