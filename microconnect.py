@@ -399,8 +399,8 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
 
     def __init__(self, token: Tokens) -> None:
         if not isinstance(token, (type(None), bool, str, list, tuple, abc.Mapping)):
-            how = "a string for every rule, a list of them, or a dict {'/rule': 'token'}"
-            raise TypeError(f'token is {how}, not of type {type(token).__name__}')
+            forms = "a string for every rule, a list of them, or a dict {'/rule': 'token'}"
+            raise TypeError(f'token is {forms}, not of type {type(token).__name__}')
         self.for_all: Token = getattr(token, 'for_all', False)
         self.by_rule: dict[str, Token] = {}
         if isinstance(token, abc.Mapping):
@@ -554,7 +554,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     if hasattr(type(value), '__dataclass_fields__'):
         fields = sys.modules['dataclasses'].fields(value)
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
-    if _is_of(value, _PACKAGES) and any(hasattr(type(value), known) for known in _FORMS):
+    if _is_of(value, _PACKAGES) and any(hasattr(type(value), mark) for mark in _FORMS):
         raise _no_json_form(value)
     items = {name: _attribute(value, name) for name in dir(value) if not name.startswith('_')}
     return {name: item for name, item in items.items() if not callable(item)}
@@ -569,7 +569,7 @@ def _attribute(value: Any, name: str) -> Any:
 
 def _no_json_form(value: Any) -> TypeError:
     name = re.sub(r'\A(builtins|_io)\.', '', f'{type(value).__module__}.{type(value).__name__}')
-    form = next((how for known, how in _FORMS.items() if hasattr(value, known)), '')
+    form = next((form for mark, form in _FORMS.items() if hasattr(value, mark)), '')
     return TypeError(f'{name} has no JSON form' + (f': send its {form}' if form else ''))
 
 
@@ -1220,9 +1220,9 @@ class _Clock:
     def _end_late(self) -> float:
         """End what is late, and give the earliest deadline that is left."""
         earliest, now = math.inf, time.monotonic()
-        for key, (deadline, sock) in self.entries.copy().items():
+        for key, (deadline, timed) in self.entries.copy().items():
             if deadline <= now:
-                sock.end(key)
+                timed.end(key)
             else:
                 earliest = min(earliest, deadline)
         return earliest
@@ -1255,7 +1255,7 @@ class _TimedSocket:
         self.sock = sock
         self.clock = clock
         self.key = 0  # of the present or last wait
-        self.how = socket.SHUT_RDWR  # how it is ended
+        self.directions = socket.SHUT_RDWR  # what the end of a wait shuts down
         self.uses_own_timeout = False  # where there can be no clock
         self.recv: Callable[[int], bytes] = sock.recv
         self.sendall: Callable[[Any], Any] = sock.sendall
@@ -1266,9 +1266,9 @@ class _TimedSocket:
                     sock.setsockopt(level, getattr(socket, name), value)
         _sockets.add(sock)
 
-    def begin(self, deadline: float, how: int = socket.SHUT_RDWR) -> None:
+    def begin(self, deadline: float, directions: int = socket.SHUT_RDWR) -> None:
         clock = self.clock
-        self.how = how
+        self.directions = directions
         self.key = key = next(clock.keys)
         clock.entries[key] = (deadline, self)
         if deadline < clock.wakes_at and not self.uses_own_timeout and not clock.wake():
@@ -1291,13 +1291,13 @@ class _TimedSocket:
         with self.clock.lock:
             is_waiting = self.clock.entries.pop(key, None) is not None
             if cut or (is_waiting and not self.uses_own_timeout):
-                self.shutdown(socket.SHUT_RDWR if cut else self.how)
+                self.shutdown(socket.SHUT_RDWR if cut else self.directions)
         return is_waiting
 
-    def shutdown(self, how: int) -> None:
+    def shutdown(self, directions: int) -> None:
         with contextlib.suppress(OSError):
             # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
-            socket.socket.shutdown(self.sock, how)
+            socket.socket.shutdown(self.sock, directions)
 
     def close(self) -> None:
         if self.clock.process != os.getpid():  # a fork copies a lock as held as it is
@@ -1354,8 +1354,8 @@ def _checked_key(key: Any) -> bytes:
     if not isinstance(key, bytes):
         raise TypeError('secretKey is a string or bytes, or a list of them')
     if len(key) < _LEAST_KEY:
-        how = "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
-        raise ValueError(f'secretKey has {len(key)} bytes, not {_LEAST_KEY} random ones: {how}')
+        advice = "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
+        raise ValueError(f'secretKey has {len(key)} bytes, not {_LEAST_KEY} random ones: {advice}')
     return key
 
 
@@ -1553,8 +1553,8 @@ def _check_not_in_class(function: Any) -> None:
     code = function.__code__
     is_method = code.co_varnames[: code.co_argcount][:1] in (('self',), ('cls',))
     if owner and is_method and not owner.endswith('<locals>'):
-        how = f"register it bound: Micro.typing('/{name}')(obj.{name})"
-        raise TypeError(f'{owner}.{name} is a method, and has no object here; {how}')
+        advice = f"register it bound: Micro.typing('/{name}')(obj.{name})"
+        raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
 
 
 def _is_redefinition(before: Any, function: Any) -> bool:
@@ -1592,10 +1592,12 @@ def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
         name = re.sub(r':[0-9]*\Z', '', host)
         is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
         if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
-            how = f'Microservice(..., origins=({origin[:200]!r},)) lets them'
+            advice = f'Microservice(..., origins=({origin[:200]!r},)) lets them'
             if not re.fullmatch(_ORIGIN, origin):
-                how = f'{origin[:200]!r} is no origin that can be allowed; serve the page by http'
-            raise Forbidden(f'pages of that origin may not call this service: {how}', status=403)
+                advice = (
+                    f'{origin[:200]!r} is no origin that can be allowed; serve the page by http'
+                )
+            raise Forbidden(f'pages of that origin may not call this service: {advice}', status=403)
     elif headers.get('sec-fetch-site') == 'cross-site':
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
@@ -1612,10 +1614,10 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
         return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
     rule = rules.get(path)
     if rule is not None:
-        how = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
-        how += f", or methods=('{method}',) in the service" if method in _METHODS else ''
+        advice = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
+        advice += f", or methods=('{method}',) in the service" if method in _METHODS else ''
         return UnknownRule(
-            f'{path} answers {", ".join(rule.methods)}, not {method}: {how}',
+            f'{path} answers {", ".join(rule.methods)}, not {method}: {advice}',
             status=405,
             headers=(('Allow', ', '.join(rule.methods)),),
         )
@@ -2184,7 +2186,7 @@ class _Connection:
         self.reader = _Reader(_parse_request_head, _REQUEST_LINE, self.micro.max_head)
         if self.micro._keys:
             self.reader.max_cached = 0
-        self.sock = _TimedSocket(sock, listener.clock)
+        self.timed = _TimedSocket(sock, listener.clock)
         self.thread: threading.Thread | None = None
         self.is_idle = True  # waits for a request's first bytes
         self.is_answering = False  # from a request read whole to its reply sent
@@ -2227,23 +2229,25 @@ class _Connection:
             context.options |= _UNEXPECTED_EOF
             try:
                 sock = context.wrap_socket(
-                    self.sock.sock, server_side=True, do_handshake_on_connect=False
+                    self.timed.sock, server_side=True, do_handshake_on_connect=False
                 )
             finally:
                 context.options = options
-        self.sock = _TimedSocket(sock, self.sock.clock)
-        self.sock.begin(time.monotonic() + self.micro.read_timeout)
+        self.timed = _TimedSocket(sock, self.timed.clock)
+        self.timed.begin(time.monotonic() + self.micro.read_timeout)
         try:
             if not self.listener.stop_by:
-                self.sock.wait_for(sock.do_handshake)  # apart, so that the clock sees a silent peer
+                self.timed.wait_for(
+                    sock.do_handshake
+                )  # apart, so that the clock sees a silent peer
         except OSError as error:
             _log('debug', 'a TLS handshake failed: %s', error)
             if getattr(error, 'reason', '') == 'HTTP_REQUEST':  # OpenSSL says nothing then
-                socket.socket.send(self.sock.sock, _TLS_ALERT)
-            self.sock.finish()
+                socket.socket.send(self.timed.sock, _TLS_ALERT)
+            self.timed.finish()
             self._linger()  # or a reset takes the alert along
             raise
-        if not self.sock.finish():  # what was received is still there, but no reply could be sent
+        if not self.timed.finish():  # what was received is still there, but no reply could be sent
             raise OSError('the TLS handshake was ended')
 
     def _read(self, take: Callable[..., Any], *args: Any, waiting: float = 0) -> Any:
@@ -2252,7 +2256,7 @@ class _Connection:
         *waiting* is how long the peer may say nothing; None if it then closes.  What it has begun
         to say has read_timeout for each block of bytes.
         """
-        reader, sock = self.reader, self.sock
+        reader, timed = self.reader, self.timed
         idle_until = time.monotonic() + waiting
         count = _BLOCK
         got = take(*args) if reader.buffer else None
@@ -2262,15 +2266,15 @@ class _Connection:
                 deadline = idle_until
             elif count >= _BLOCK:
                 deadline, count = time.monotonic() + self.micro.read_timeout, 0
-            sock.begin(deadline, socket.SHUT_RD)
+            timed.begin(deadline, socket.SHUT_RD)
             if self.listener.stop_by:  # it ended the waits that it saw, perhaps not this one
-                sock.end(sock.key)
+                timed.end(timed.key)
             try:
-                data = sock.recv(_FIRST_READ if is_idle else _PIECE)
+                data = timed.recv(_FIRST_READ if is_idle else _PIECE)
             except OSError:
                 data = b''
             self.is_idle = False
-            if not sock.finish():
+            if not timed.finish():
                 # If a request is on its way just now, the 408 tells its sender that it did not run.
                 idle = 'the connection was idle, or the service stops; send again'
                 why = idle if is_idle else 'the request came too slowly'
@@ -2290,9 +2294,9 @@ class _Connection:
         if request.count > micro.max_headers:
             raise TooLarge(f'there are over {micro.max_headers} header lines', status=431)
         if request.expects and request.length <= micro.max_body and not reader.buffer:
-            self.sock.begin(time.monotonic() + micro.read_timeout)
-            self.sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-            self.sock.finish()
+            self.timed.begin(time.monotonic() + micro.read_timeout)
+            self.timed.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+            self.timed.finish()
         body = reader.body(request.length, micro.max_body) if request.length else b''
         if body is None:
             body = self._read(reader.body, request.length, micro.max_body)
@@ -2324,9 +2328,9 @@ class _Connection:
             blocks = range(0, len(body), _BLOCK)
             pieces = [head, *(view[start : start + _BLOCK] for start in blocks)]
         for piece in pieces:
-            self.sock.begin(time.monotonic() + self.micro.read_timeout)
-            self.sock.sendall(piece)
-            if not self.sock.finish():
+            self.timed.begin(time.monotonic() + self.micro.read_timeout)
+            self.timed.sendall(piece)
+            if not self.timed.finish():
                 raise OSError('the peer was too slow to take its reply')
 
     def _refuse(self, error: MicroconnectError, request: _RequestHead | None) -> None:
@@ -2343,11 +2347,11 @@ class _Connection:
 
     def _linger(self) -> None:
         """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
-        self.sock.shutdown(socket.SHUT_WR)
+        self.timed.shutdown(socket.SHUT_WR)
         self.is_answering = self.is_refusing = False
-        self.sock.begin(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
-        receive = functools.partial(socket.socket.recv, self.sock.sock)  # raw, under TLS too
-        while self.sock.wait_for(receive, _PIECE):
+        self.timed.begin(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
+        receive = functools.partial(socket.socket.recv, self.timed.sock)  # raw, under TLS too
+        while self.timed.wait_for(receive, _PIECE):
             pass
 
 
@@ -2427,10 +2431,10 @@ class _Listener(http.server.ThreadingHTTPServer):
         while self.stop_by is None:
             self._accept(None)
         self._tell_of_stop()
-        waits = [(one, one.sock, one.sock.key) for one in self.connections.copy()]
-        for connection, sock, key in waits:  # the key first, as in _make_room
+        waits = [(one, one.timed, one.timed.key) for one in self.connections.copy()]
+        for connection, timed, key in waits:  # the key first, as in _make_room
             if not (connection.is_answering or connection.is_refusing):
-                sock.end(key)
+                timed.end(key)
         while self.stop_by > time.monotonic() and not self._are_all(answering=False):
             self._accept(self.stop_by - time.monotonic())
         for _ in range(self.request_queue_size):  # those who came last get an answer too
@@ -2441,7 +2445,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         while time.monotonic() < last and not self._are_all(answering=True):
             time.sleep(0.001)
         for connection in self.connections.copy():
-            connection.sock.end(connection.sock.key, cut=True)
+            connection.timed.end(connection.timed.key, cut=True)
         self.micro._loop.close()
         _log('info', '%s has stopped', self.micro.name)
 
@@ -2485,8 +2489,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         """Close the connection that is idle the longest; False if none is idle."""
         # A later wait has a larger key.  Look at the key first: if the connection is idle after
         # that, the key is that of an idle wait, or of one that has ended.
-        waits = sorted((one.sock.key, id(one), one.sock, one) for one in self.connections.copy())
-        return any(one.is_idle and sock.end(key) for key, _, sock, one in waits)
+        waits = sorted((one.timed.key, id(one), one.timed, one) for one in self.connections.copy())
+        return any(one.is_idle and timed.end(key) for key, _, timed, one in waits)
 
     def get_request(self) -> Any:
         try:
@@ -2509,7 +2513,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         return False
 
     def _turn_away(self, request: _Connection) -> None:
-        sock = request.sock.sock
+        sock = request.timed.sock
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
@@ -2531,7 +2535,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         request.serve()
 
     def shutdown_request(self, request: Any) -> None:
-        request.sock.close()
+        request.timed.close()
         self.connections.discard(request)
         if self.stop_by is not None:
             self.wake()
@@ -2704,19 +2708,21 @@ class Microservice(_Rules):
                 raise
         return self
 
-    def _open(self, port: int | None, host: str | None, debug: bool | None, *how: Any) -> _Listener:
+    def _open(
+        self, port: Any, host: Any, debug: bool | None, ssl_context: Any, reuse_port: bool
+    ) -> _Listener:
         """Make the listener; OSError says where it cannot be, and why."""
         if self._serving():
             raise RuntimeError(f'{self.name} serves already, at {self.address}: call stop() first')
-        _checked_context(how[0], 'SERVER')
+        _checked_context(ssl_context, 'SERVER')
         where = (self.host if host is None else host, self.port if port is None else port)
         try:
             if '/' in where[0] or where[0].count(':') == 1:  # a URL, or with a port
                 raise TypeError
-            self._listener = listener = _Listener(self, where, *how)
+            self._listener = listener = _Listener(self, where, ssl_context, reuse_port)
         except TypeError:
-            how_to = "host is such as '127.0.0.1', and port such as 5000"
-            raise TypeError(f'{how_to}, not {where[0]!r} and {where[1]!r}') from None
+            forms = "host is such as '127.0.0.1', and port such as 5000"
+            raise TypeError(f'{forms}, not {where[0]!r} and {where[1]!r}') from None
         except (OSError, OverflowError) as error:
             number = getattr(error, 'errno', None) or errno.EINVAL
             why = getattr(error, 'strerror', None) or error
@@ -2833,7 +2839,7 @@ class _Link:
 
     def __init__(self, sock: Any, max_body: int) -> None:
         self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10)
-        self.sock = _TimedSocket(sock, _clock_of_process())
+        self.timed = _TimedSocket(sock, _clock_of_process())
         self.max_body = max_body
         self.retire_at = 0.0
         self.poll = select.poll() if hasattr(select, 'poll') else None  # Windows has none
@@ -2844,7 +2850,7 @@ class _Link:
 
     def is_usable(self) -> bool:
         """Whether the peer keeps it open, and has said nothing unasked."""
-        sock, clock = self.sock.sock, self.sock.clock
+        sock, clock = self.timed.sock, self.timed.clock
         # A link of another process was inherited over a fork.  At exit the clock stands still.
         is_ours = clock.process == os.getpid() and not sys.is_finalizing()
         if not is_ours or sock.fileno() < 0 or time.monotonic() > self.retire_at:
@@ -2858,33 +2864,33 @@ class _Link:
 
         Raises a MicroconnectError that tells what failed, and whether the request was sent.
         """
-        sock, reader = self.sock, self.reader
+        timed, reader = self.timed, self.reader
         unsent: OSError | None = None
         is_late = False
-        sock.begin(deadline)
+        timed.begin(deadline)
         try:
             try:
-                sock.sendall(message)
+                timed.sendall(message)
             except _NOT_SENT as error:
                 # A service that refuses what it has not read answers, and closes.
-                unsent, is_late = error, not sock.finish()
-                sock.begin(min(deadline, time.monotonic() + 1))
-            reader.feed(sock.recv(_FIRST_READ))
+                unsent, is_late = error, not timed.finish()
+                timed.begin(min(deadline, time.monotonic() + 1))
+            reader.feed(timed.recv(_FIRST_READ))
             if not reader.buffer:
                 raise OSError('the connection ended before a reply')
             reply = reader.head()
             while reply is None or reply.status < 200:  # interim: the final one follows
                 if reply is None:
-                    reader.feed(sock.recv(_PIECE))
+                    reader.feed(timed.recv(_PIECE))
                 reply = reader.head()
             body = reader.body(reply.length, self.max_body) if reply.length else b''
             while body is None:
-                reader.feed(sock.recv(_PIECE))
+                reader.feed(timed.recv(_PIECE))
                 body = reader.body(reply.length, self.max_body)
-            if reader.has_ended and not sock.finish():
+            if reader.has_ended and not timed.finish():
                 raise OSError('late')  # the clock ended the body, not the peer
         except (OSError, MicroconnectError) as error:
-            if not sock.finish() and not is_late:
+            if not timed.finish() and not is_late:
                 # The connection is still open: perhaps it was not the connection that failed.
                 is_late, unsent = True, None
             is_plain = reader.buffer[:2] == b'\x15\x03'  # an alert of TLS in answer to HTTP
@@ -2895,7 +2901,7 @@ class _Link:
                 raise Unreachable(f'the service refused the TLS handshake: {why}?') from None
             raise _call_failure(error, unsent, is_late) from None
         # Bytes after the reply are not the next call's reply: do not reuse the connection.
-        is_kept = sock.finish() and reply.keep_alive and not reader.buffer and not self.pending()
+        is_kept = timed.finish() and reply.keep_alive and not reader.buffer and not self.pending()
         self.retire_at = time.monotonic() + reply.keep_alive if is_kept else 0.0
         return reply, body
 
@@ -2983,14 +2989,14 @@ class _Address:
             except IndexError:
                 link, is_fresh = self._connect(connect_by), True
             if not (is_fresh or link.is_usable()):
-                link.sock.close()
+                link.timed.close()
                 continue
             if signed:
                 link.reader.max_cached = 0
             try:
                 reply, data = link.exchange(message, deadline)
             except BaseException as error:
-                link.sock.close()
+                link.timed.close()
                 if is_fresh or not isinstance(error, ConnectionLost) or error.sent:
                     if signed and isinstance(error, MicroconnectError):
                         error.sent = True  # whoever is on the way can call, and then cause it
@@ -3001,7 +3007,7 @@ class _Address:
                 if len(self.links) > 1:
                     self._prune()
             else:
-                link.sock.close()
+                link.timed.close()
             # A 408 that closes a kept connection: it was idle, and the call was not read.
             if is_fresh or reply.keep_alive or reply.status != 408:
                 return reply, data
@@ -3010,12 +3016,12 @@ class _Address:
         """Close the link that is idle the longest, if it is past its time."""
         with contextlib.suppress(IndexError):  # another thread took it meanwhile
             if self.links[0].retire_at < time.monotonic():
-                self.links.popleft().sock.close()
+                self.links.popleft().timed.close()
 
     def close(self) -> None:
         with contextlib.suppress(IndexError):  # none is left; other threads may take some, too
             while True:
-                self.links.pop().sock.close()
+                self.links.pop().timed.close()
 
     def _connect(self, deadline: float) -> _Link:
         """Connect, through a proxy and by TLS if need be: http.client knows how."""
@@ -3117,9 +3123,10 @@ class _InProcess:
         pass
 
 
-def _address_of(address: Any, *how: Any) -> Any:
-    # Not isinstance: it may be a service of another copy of this module.
-    return _InProcess(address) if hasattr(type(address), 'aanswer') else _Address(address, *how)
+def _address_of(address: Any, ssl_context: Any, max_body: int) -> Any:
+    if hasattr(type(address), 'aanswer'):  # a service, perhaps of another copy of this module
+        return _InProcess(address)
+    return _Address(address, ssl_context, max_body)
 
 
 class _Workers:
@@ -3584,8 +3591,8 @@ def _list_rules(options: Any) -> None:
         try:
             told = friend.send('/rules')
         except UnknownRule:
-            how = "Micro.typing('/rules')(Micro.rules) in the service publishes them"
-            raise BadReply(f'{options.target} does not tell its rules: {how}') from None
+            advice = "Micro.typing('/rules')(Micro.rules) in the service publishes them"
+            raise BadReply(f'{options.target} does not tell its rules: {advice}') from None
     try:
         width = max((len(rule + facts['signature']) for rule, facts in told.items()), default=0)
         for rule, facts in told.items():

@@ -209,12 +209,12 @@ def is_stopping(service):
 
 def waiting_connections_of(service):
     """The open connections whose wait for their peer can be ended to make room."""
-    return [one for one in idle_connections_of(service) if one.sock.key in one.sock.clock.entries]
+    return [one for one in idle_connections_of(service) if one.timed.key in one.timed.clock.entries]
 
 
 def sockets_of(service, friend):
     """The sockets of the connections between a service and a friend with one address."""
-    return [one.sock.sock for one in (*connections_of(service).copy(), *links_of(friend))]
+    return [one.timed.sock for one in (*connections_of(service).copy(), *links_of(friend))]
 
 
 def unread_bytes_of(service):
@@ -253,12 +253,12 @@ def each_way(request, monkeypatch):
 
 def wait_of(one):
     """The key of the present or last wait of a connection or link."""
-    return one.sock.key
+    return one.timed.key
 
 
 def end_wait(one, key):
     """End the wait *key* as the clock does; False if it is over."""
-    return one.sock.end(key)
+    return one.timed.end(key)
 
 
 def new_clock(monkeypatch, meanwhile):
@@ -6209,7 +6209,7 @@ class TestListener:
         """Neither side holds back what it sends until the other confirms what came before."""
         assert friend.send('/echo', 1) == 1
         for one in (*links_of(friend), *connections_of(service)):
-            assert one.sock.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert one.timed.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     def test_no_descriptor_left(self, monkeypatch):
         """The longest-idle connection is also closed if no descriptor is left."""
@@ -8156,7 +8156,7 @@ class TestConnections:
             for left in range(5, 0, -1):
                 assert friend.send('/echo', 1) == 1
                 assert len(links_of(friend)) == left
-            assert [link.sock.sock.fileno() for link in old] == [-1] * 5
+            assert [link.timed.sock.fileno() for link in old] == [-1] * 5
 
     def test_old_ones_are_taken_meanwhile(self, friend):
         """A call succeeds though other threads take all connections as it looks for old ones."""
