@@ -1499,7 +1499,6 @@ def _check_reply(keys: _Keys, signature: str, reply: _ReplyHead, body: bytes) ->
 
 # ----------------------------------------------------------------------------------------- rules
 
-_NO_MEMORY = 'no memory is left for this request'
 _DEBUG, _INFO = 10, 20  # logging's levels
 _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch standard)
     ('Access-Control-Allow-Methods', ', '.join(_METHODS)),
@@ -1507,7 +1506,29 @@ _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch 
     ('Access-Control-Max-Age', '3600'),
 )
 
-_Rule = collections.namedtuple('_Rule', 'path function methods token signature')
+_Rule = collections.namedtuple(
+    '_Rule', 'path function methods token signature', defaults=(None, None)
+)
+
+
+class _Request(types.SimpleNamespace):
+    """A request as its host read it, the names of its headers in lower case."""
+
+    method = path = caller = ''
+    headers: Mapping[str, str] = types.MappingProxyType({})
+    body = b''
+    begun = math.inf  # when it was read
+    signature = ''  # of its call, once that is verified
+    busy: Busy | None = None  # why nothing is run
+
+
+def _request(
+    method: str, path: str, headers: Mapping[str, str], body: bytes, caller: str
+) -> _Request:
+    headers, begun = _joined(headers.items()), time.monotonic()
+    return _Request(
+        method=method, path=path, headers=headers, body=body, caller=caller, begun=begun
+    )
 
 
 def _without_partial(function: Any) -> Any:
@@ -1540,6 +1561,16 @@ def _signature_of(function: Any) -> Any:
         return inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
         return None
+
+
+def _check_arguments(rule: _Rule, args: list[Any], kwargs: dict[str, Any]) -> None:
+    try:
+        rule.signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(rule.function, '__qualname__', rule.path)
+        is_wrapped = hasattr(rule.function, '__wrapped__')
+        hint = ': its decorator may have to set __signature__' if is_wrapped else ''
+        raise BadArguments(f'{name}() {error}{hint}') from None
 
 
 def _check_not_in_class(function: Any) -> None:
@@ -1629,8 +1660,10 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
     return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
 
 
-def _refusal(error: MicroconnectError) -> Answer:
+def _refusal(error: MicroconnectError | MemoryError) -> Answer:
     """The answer to a request for which nothing has run."""
+    if isinstance(error, MemoryError):
+        error = Busy('no memory is left for this request')
     status = error.status or 500
     extra: Headers = getattr(error, 'headers', ())
     return status, _PROBLEM + extra, _problem(status, str(error))
@@ -1658,10 +1691,7 @@ def _traceback_of(error: BaseException) -> str:
 
 
 class _Rules:
-    """The rules and their tokens, and how a request is answered: no socket, no thread.
-
-    *loop* awaits what an async rule returns: it has `result_of(coroutine)`.
-    """
+    """The rules and their tokens, and how a request is answered: nothing here knows a socket."""
 
     holds_tokens = True  # see _json_form
     token = _token_property
@@ -1676,7 +1706,6 @@ class _Rules:
         secret_key: SecretKey,
         origins: Sequence[str],
         max_body: int,
-        loop: _Loop,
     ) -> None:
         self.name = name
         self.debug = debug
@@ -1686,7 +1715,7 @@ class _Rules:
         self._nonces = _Nonces(time.time())
         self._origins = _checked_origins(origins)
         self._rules: dict[str, _Rule] = {}
-        self._loop = loop
+        self._loop = _Loop()
         self._debug_of_start: bool | None = None  # while it serves
 
     def typing(
@@ -1785,8 +1814,7 @@ class _Rules:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
-        lowered = _joined(headers.items())
-        return self._handle(method, path, lowered, body, caller)
+        return self._handle(_request(method, path, headers, body, caller))
 
     async def aanswer(
         self,
@@ -1799,46 +1827,27 @@ class _Rules:
         """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
         import asyncio
 
-        begun, signed = time.monotonic(), ''
-        lowered = _joined(headers.items())
+        request = _request(method, path, headers, body, caller)
         rule = self._rules.get(path)
         if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
-            handle = functools.partial(self._handle, method, path, lowered, body, caller)
-            return await asyncio.get_running_loop().run_in_executor(None, handle)
+            return await asyncio.get_running_loop().run_in_executor(None, self._handle, request)
         try:
-            if self._keys:
-                signed = self._verify(method, path, lowered, body)
-            rule, args, kwargs = self._check_request(method, path, lowered, body)
-        except MicroconnectError as error:
-            return self._finish(_refusal(error), caller, path, lowered, begun, signed)
+            rule, args, kwargs = self._check_request(request)
+        except (MicroconnectError, MemoryError) as error:
+            return self._finish(_refusal(error), request)
         try:
             value = rule.function(*args, **kwargs)
         except BaseException as error:
             answer = self._raised(rule, error)
         else:
             answer = await self._await(rule, value)
-        return self._finish(answer, caller, path, lowered, begun, signed)
+        return self._finish(answer, request)
 
-    def _handle(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        caller: str,
-        busy: Busy | None = None,
-    ) -> Answer:
-        """`answer`, for header names in lower case; *busy* is why nothing is run."""
-        begun, signed = time.monotonic(), ''
+    def _handle(self, request: _Request) -> Answer:
         try:
-            if self._keys:
-                signed = self._verify(method, path, headers, body)
-            if busy:
-                raise busy
-            rule, args, kwargs = self._check_request(method, path, headers, body)
+            rule, args, kwargs = self._check_request(request)
         except (MicroconnectError, MemoryError) as error:
-            refused = Busy(_NO_MEMORY) if isinstance(error, MemoryError) else error
-            return self._finish(_refusal(refused), caller, path, headers, begun, signed)
+            return self._finish(_refusal(error), request)
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
@@ -1855,45 +1864,17 @@ class _Rules:
         # Most answers need nothing more: save them the call.
         logger = _logger or _find_logger()
         is_told = answer[0] != 200 or (logger and logger.isEnabledFor(_DEBUG))
-        if is_told or signed or self._origins or self.debug or self._debug_of_start:
-            return self._finish(answer, caller, path, headers, begun, signed)
-        return answer
+        is_plain = not (request.signature or self._origins or self.debug or self._debug_of_start)
+        return answer if is_plain and not is_told else self._finish(answer, request)
 
-    def _verify(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> str:
-        """Give the signature of a call that is signed and new, else raise Forbidden or Busy.
-
-        An empty string for what runs no function: GET / and what a browser asks before a call.
-        """
-        rule = self._rules.get(path)
-        is_rule = rule is not None and method in rule.methods
-        is_health = path == '/' and method in ('GET', 'HEAD') and not is_rule
-        if is_health or self._is_preflight(method, headers):
-            return ''
-        if len(body) > self.max_body:  # perhaps it was not read whole
-            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
-        try:
-            created, nonce = self._keys.verify(_call_parts(method, path), headers, body)
-            self._nonces.spend(created, nonce, time.time())
-        except ValueError as error:
-            raise Forbidden(f'the call is refused: {error}', headers=_SIGNED_CHALLENGE) from None
-        return headers['signature']
-
-    def _finish(
-        self,
-        answer: Answer,
-        caller: str,
-        path: str = '',
-        headers: Mapping[str, str] = types.MappingProxyType({}),
-        begun: float = math.inf,
-        signed: str = '',
-    ) -> Answer:
-        """Log an answer, sign it if its call was *signed*, and allow a page to read it."""
+    def _finish(self, answer: Answer, request: _Request) -> Answer:
+        """Log an answer, sign it if its call was signed, and allow a page to read it."""
         status, fields, body = answer
-        spent = 1000 * max(time.monotonic() - begun, 0)
-        self._log_call(status, body, path, caller, spent)
-        if signed:
+        headers = request.headers
+        self._log_call(status, body, request)
+        if request.signature:
             # Never the refusal of a call that came again: it would pass for the reply to the first.
-            parts = _reply_parts(status, signed)
+            parts = _reply_parts(status, request.signature)
             fields += self._keys.sign(parts, fields[0][1], body, time.time())
         if self._origins:
             fields += (('Vary', 'Origin'),)
@@ -1903,14 +1884,15 @@ class _Rules:
                     fields += _PREFLIGHT
         return status, fields, body
 
-    def _log_call(self, status: int, body: bytes, path: str, caller: str, spent: float) -> None:
+    def _log_call(self, status: int, body: bytes, request: _Request) -> None:
         """One line for a call: at DEBUG, and in debug on stderr; for a refusal at INFO."""
         is_refusal = status not in (200, 500)
         logger = _logger or _find_logger()
         is_logged = logger and logger.isEnabledFor(_INFO if is_refusal else _DEBUG)
         if not (is_logged or self._is_in_debug()):
             return
-        rule = path.partition('?')[0][:200]
+        rule, caller = request.path.partition('?')[0][:200], request.caller
+        spent = 1000 * max(time.monotonic() - request.begun, 0)
         line = f'{"refused" if is_refusal else "answered"} {status}: {rule!r}'
         line += f' from {caller!r}' if caller else ''
         line += f' in {spent:.1f} ms'
@@ -1922,29 +1904,31 @@ class _Rules:
         if self._is_in_debug():
             _say(f'{self.name}: {line}', sys.stderr)
 
-    def _is_preflight(self, method: str, headers: Mapping[str, str]) -> bool:
-        """Whether a browser asks if a page of an allowed origin may call."""
-        is_asked = method == 'OPTIONS' and 'access-control-request-method' in headers
-        return is_asked and headers.get('origin') in self._origins
-
     def _is_in_debug(self) -> bool:
         return bool(self.debug if self._debug_of_start is None else self._debug_of_start)
 
-    def _check_request(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> tuple[_Rule, list[Any], dict[str, Any]]:
+    def _check_request(self, request: _Request) -> tuple[_Rule, list[Any], dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
+        method, path, headers, body = request.method, request.path, request.headers, request.body
+        if len(body) > self.max_body:  # perhaps it was not read whole
+            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
+        rule = self._rules.get(path)
+        if rule is not None and method not in rule.methods:
+            rule = None
+        is_health = rule is None and path == '/' and method in ('GET', 'HEAD')
+        # A browser asks before a call whether a page of an allowed origin may make it.
+        is_asked = method == 'OPTIONS' and 'access-control-request-method' in headers
+        is_preflight = is_asked and headers.get('origin') in self._origins
+        if self._keys and not (is_health or is_preflight):
+            self._verify(request)
+        if request.busy:
+            raise request.busy
         if 'origin' in headers or 'sec-fetch-site' in headers:
             _check_browser(headers, self._origins)
-            if self._is_preflight(method, headers):
-                return _Rule(path, lambda: None, ('OPTIONS',), None, None), [], {}
-        rule = self._rules.get(path)
-        if rule is None or method not in rule.methods:
-            if path == '/' and method in ('GET', 'HEAD'):
-                return _Rule('/', lambda: self.name, ('GET', 'HEAD'), None, None), [], {}
+        if is_health or is_preflight:
+            return _Rule(path, lambda: self.name if is_health else None, (method,)), [], {}
+        if rule is None:
             raise _no_rule(method, path, self._rules, self._open_rules())
-        if len(body) > self.max_body:
-            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         kind = headers.get('content-type', '')
         if (body or method != 'GET') and not _is_json(kind):
             raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
@@ -1957,14 +1941,18 @@ class _Rules:
             with _lock_of_process('decode'):
                 args, kwargs = _parse_call(path, body, wanted)
         if rule.signature:
-            try:
-                rule.signature.bind(*args, **kwargs)
-            except TypeError as error:
-                name = getattr(rule.function, '__qualname__', path)
-                hint = ': its decorator may have to set __signature__'
-                hint = hint if hasattr(rule.function, '__wrapped__') else ''
-                raise BadArguments(f'{name}() {error}{hint}') from None
+            _check_arguments(rule, args, kwargs)
         return rule, args, kwargs
+
+    def _verify(self, request: _Request) -> None:
+        """Note the signature of a call that is signed and new, else raise Forbidden or Busy."""
+        parts = _call_parts(request.method, request.path)
+        try:
+            created, nonce = self._keys.verify(parts, request.headers, request.body)
+            self._nonces.spend(created, nonce, time.time())
+        except ValueError as error:
+            raise Forbidden(f'the call is refused: {error}', headers=_SIGNED_CHALLENGE) from None
+        request.signature = request.headers['signature']
 
     def _open_rules(self) -> list[str]:
         """The rules that anyone can call."""
@@ -2111,7 +2099,7 @@ def _wsgi(
         path += '?' if environ.get('QUERY_STRING') else ''
         answer = service.answer(method, path, headers, body, caller)
     except MicroconnectError as error:
-        answer = service._finish(_refusal(error), caller, headers=headers)
+        answer = service._finish(_refusal(error), _Request(caller=caller, headers=headers))
     status, fields, reply = answer
     fields += (('Content-Length', str(len(reply))),)
     start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
@@ -2198,26 +2186,26 @@ class _Connection:
     def serve(self) -> None:
         """Serve request after request until either side closes."""
         self.thread = threading.current_thread()
-        request: _RequestHead | None = None
+        head: _RequestHead | None = None
         waiting = self.micro.read_timeout  # for the first word; later idle_timeout
         try:
             if self.listener.ssl_context:
                 self._begin_tls(self.listener.ssl_context)
             while True:
-                request = None
-                request = self._read(self.reader.head, waiting=waiting)
-                if not request:
+                head = None
+                head = self._read(self.reader.head, waiting=waiting)
+                if not head:
                     break
-                if not self._serve_request(request):
+                if not self._serve_request(head):
                     self._linger()
                     break
                 waiting = self.micro.idle_timeout
         except MicroconnectError as error:
-            self._refuse(error, request)
-        except MemoryError:
+            self._refuse(error, head)
+        except MemoryError as error:
             if not self.is_answering:  # else the function may have run
                 self.reader.buffer = b''
-                self._refuse(Busy(_NO_MEMORY), request)
+                self._refuse(error, head)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
 
@@ -2288,27 +2276,33 @@ class _Connection:
             got = take(*args)
         return got
 
-    def _serve_request(self, request: _RequestHead) -> bool:
+    def _serve_request(self, head: _RequestHead) -> bool:
         """Read the rest of a request, and answer it; False where the connection is to be closed."""
         micro, reader = self.micro, self.reader
-        if request.count > micro.max_headers:
+        if head.count > micro.max_headers:
             raise TooLarge(f'there are over {micro.max_headers} header lines', status=431)
-        if request.expects and request.length <= micro.max_body and not reader.buffer:
+        if head.expects and head.length <= micro.max_body and not reader.buffer:
             self.timed.begin(time.monotonic() + micro.read_timeout)
             self.timed.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
             self.timed.finish()
-        body = reader.body(request.length, micro.max_body) if request.length else b''
+        body = reader.body(head.length, micro.max_body) if head.length else b''
         if body is None:
-            body = self._read(reader.body, request.length, micro.max_body)
+            body = self._read(reader.body, head.length, micro.max_body)
         self.is_answering = True
         self.held = len(body)
-        busy = Busy('the service is stopping') if self.listener.stop_by else None
-        status, headers, reply = micro._handle(
-            request.method, request.path, request.headers, body, self.caller, busy
+        request = _Request(
+            method=head.method,
+            path=head.path,
+            headers=head.headers,
+            body=body,
+            caller=self.caller,
+            begun=time.monotonic(),
+            busy=Busy('the service is stopping') if self.listener.stop_by else None,
         )
+        status, headers, reply = micro._handle(request)
         self.held = 0
         is_old = time.monotonic() > self.retire_at
-        keep = request.keep_alive and not (is_old or self.listener.stop_by)
+        keep = head.keep_alive and not (is_old or self.listener.stop_by)
         self._send(status, headers, reply, keep)
         self.is_answering = False
         return keep
@@ -2333,15 +2327,14 @@ class _Connection:
             if not self.timed.finish():
                 raise OSError('the peer was too slow to take its reply')
 
-    def _refuse(self, error: MicroconnectError, request: _RequestHead | None) -> None:
+    def _refuse(self, error: MicroconnectError | MemoryError, head: _RequestHead | None) -> None:
         """Answer what is no whole request; nothing after it on this connection is read as one."""
         self.is_answering, self.is_refusing = False, True
         with contextlib.suppress(OSError):
             answer = _refusal(error)
-            if request:
-                answer = self.micro._finish(answer, self.caller, request.path, request.headers)
-            elif not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
-                answer = self.micro._finish(answer, self.caller)
+            if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
+                known = {'path': head.path, 'headers': head.headers} if head else {}
+                answer = self.micro._finish(answer, _Request(caller=self.caller, **known))
             self._send(*answer, keep=False)
             self._linger()
 
@@ -2518,7 +2511,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
                 refusal = _refusal(Busy('every connection is busy; try again later'))
-                request._send(*self.micro._finish(refusal, request.caller), keep=False)
+                answer = self.micro._finish(refusal, _Request(caller=request.caller))
+                request._send(*answer, keep=False)
             sock.setblocking(False)
             sock.recv(_BLOCK)
 
@@ -2603,7 +2597,7 @@ class Microservice(_Rules):
         max_connections: int = 1000,
         max_age: float = 300,
     ) -> None:
-        super().__init__(name, debug, token, secretKey, origins, max_body, _Loop())
+        super().__init__(name, debug, token, secretKey, origins, max_body)
         self.port = port
         self.host = host
         self.max_head = _checked_number('max_head', max_head)
