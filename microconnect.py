@@ -113,13 +113,11 @@ if TYPE_CHECKING:
     SecretKey = str | bytes | Sequence[str | bytes] | bool | None  # False: calls are not signed
 
 __version__ = '0.1.0'
-# fmt: off
 __all__ = [
     'BadArguments', 'BadCall', 'BadReply', 'Busy', 'CallTimeout', 'ConnectionLost', 'Forbidden',
     'Friend', 'MicroconnectError', 'Microservice', 'RemoteError', 'TooLarge', 'UnknownRule',
     'Unreachable',
-]
-# fmt: on
+]  # fmt: skip
 
 
 def _printable(text: str) -> str:
@@ -130,11 +128,11 @@ def _printable(text: str) -> str:
 _logger: Any = None
 
 
-def _find_logger(needed: bool = False) -> Any:
-    """The logger of this module; None if it is not *needed* and nobody has imported logging."""
+def _find_logger() -> Any:
+    """The logger of this module; None if nobody has imported logging yet."""
     global _logger
-    if needed or 'logging' in sys.modules:
-        import logging  # imported late: it alone would add half of the import time
+    if 'logging' in sys.modules:
+        import logging
 
         _logger = logging.getLogger('microconnect')
     return _logger
@@ -142,7 +140,9 @@ def _find_logger(needed: bool = False) -> Any:
 
 def _log(level: str, message: str, *args: Any, **more: Any) -> None:
     with contextlib.suppress(Exception):  # a failing handler must not cost the caller the answer
-        getattr(_find_logger(needed=True), level)(message, *args, **more)
+        import logging  # imported late: it alone would add half of the import time
+
+        getattr(logging.getLogger('microconnect'), level)(message, *args, **more)
 
 
 def _count(number: int, noun: str) -> str:
@@ -528,12 +528,10 @@ def _size_of(value: Any, depth: int = 3) -> int:
     return 0
 
 
-# fmt: off
 _PACKAGES = (
     '_io', 'io', 'numpy', 'pandas', 'polars', 'pydantic', 'socket', 'sqlalchemy', 'tempfile',
     'torch',
-)
-# fmt: on
+)  # fmt: skip
 _FORMS = {  # what marks classes of well-known packages, and the plain form that they offer
     'to_dict': ".to_dict(), of a DataFrame .to_dict('records')",
     'tolist': '.tolist()',
@@ -695,7 +693,7 @@ def _decode_large(text: str) -> Any:
 
 def _check_depth(body: bytes) -> None:
     """Refuse nesting that nobody needs, before it uses up the stack."""
-    if not (_has_many(body, b'[') or _has_many(body, b'{')):
+    if body.count(b'[') + body.count(b'{') < _MOST_DEPTH:
         return
     # Leave only brackets: no escaped quotes, then no other characters, then no strings.
     if b'\\' in body:
@@ -705,16 +703,6 @@ def _check_depth(body: bytes) -> None:
     steps = memoryview(marks.replace(b'[]', b'').translate(_STEPS)).cast('b')
     if max(itertools.accumulate(steps), default=0) >= _MOST_DEPTH:  # and the pairs just removed
         raise ValueError(f'nested too deeply: over {_MOST_DEPTH} arrays or objects')
-
-
-def _has_many(body: bytes, mark: bytes) -> bool:
-    """Whether *mark* comes so often that there may be too deep nesting; quick if it is rare."""
-    at = -1
-    for _ in range(_MOST_DEPTH // 2):
-        at = body.find(mark, at + 1)
-        if at < 0:
-            return False
-    return True
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -1511,24 +1499,17 @@ _Rule = collections.namedtuple(
 )
 
 
-class _Request(types.SimpleNamespace):
+class _Request(
+    collections.namedtuple(
+        '_Request',
+        'method path headers body caller begun',
+        defaults=('', '', types.MappingProxyType({}), b'', '', math.inf),
+    )
+):
     """A request as its host read it, the names of its headers in lower case."""
 
-    method = path = caller = ''
-    headers: Mapping[str, str] = types.MappingProxyType({})
-    body = b''
-    begun = math.inf  # when it was read
     signature = ''  # of its call, once that is verified
     busy: Busy | None = None  # why nothing is run
-
-
-def _request(
-    method: str, path: str, headers: Mapping[str, str], body: bytes, caller: str
-) -> _Request:
-    headers, begun = _joined(headers.items()), time.monotonic()
-    return _Request(
-        method=method, path=path, headers=headers, body=body, caller=caller, begun=begun
-    )
 
 
 def _without_partial(function: Any) -> Any:
@@ -1699,16 +1680,10 @@ class _Rules:
     _tokens: _Tokens
 
     def __init__(
-        self,
-        name: str,
-        debug: bool | None,
-        token: Tokens,
-        secret_key: SecretKey,
-        origins: Sequence[str],
-        max_body: int,
+        self, name: str, debug: Any, token: Any, secret_key: Any, origins: Any, max_body: int
     ) -> None:
         self.name = name
-        self.debug = debug
+        self.debug: bool | None = debug
         self.max_body = _checked_number('max_body', max_body)
         self.token = token
         self._keys = _keys_of(secret_key)
@@ -1814,7 +1789,8 @@ class _Rules:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
-        return self._handle(_request(method, path, headers, body, caller))
+        lowered, begun = _joined(headers.items()), time.monotonic()
+        return self._handle(_Request(method, path, lowered, body, caller, begun))
 
     async def aanswer(
         self,
@@ -1827,7 +1803,8 @@ class _Rules:
         """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
         import asyncio
 
-        request = _request(method, path, headers, body, caller)
+        lowered, begun = _joined(headers.items()), time.monotonic()
+        request = _Request(method, path, lowered, body, caller, begun)
         rule = self._rules.get(path)
         if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
             return await asyncio.get_running_loop().run_in_executor(None, self._handle, request)
@@ -1909,7 +1886,7 @@ class _Rules:
 
     def _check_request(self, request: _Request) -> tuple[_Rule, list[Any], dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
-        method, path, headers, body = request.method, request.path, request.headers, request.body
+        method, path, headers, body, *_ = request
         if len(body) > self.max_body:  # perhaps it was not read whole
             raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         rule = self._rules.get(path)
@@ -2140,13 +2117,12 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
     path += '?' if scope.get('query_string') else ''
     host, port = (*(scope.get('client') or ()), '', None)[:2]
     caller = _netloc(host, port) if port else host  # a Unix socket has no port
-    answer = await service.aanswer(scope['method'], path, headers, bytes(body), caller)
-    status, fields, reply = answer
+    method = scope['method']
+    status, fields, reply = await service.aanswer(method, path, headers, bytes(body), caller)
     fields += (('Content-Length', str(len(reply))),)
     raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
     await send({'type': 'http.response.start', 'status': status, 'headers': raw})
-    reply = b'' if scope['method'] == 'HEAD' else reply
-    await send({'type': 'http.response.body', 'body': reply})
+    await send({'type': 'http.response.body', 'body': b'' if method == 'HEAD' else reply})
 
 
 _FIRST_READ = 1 << 14  # bytes; most messages are smaller, and a waiting connection holds no more
@@ -2290,15 +2266,10 @@ class _Connection:
             body = self._read(reader.body, head.length, micro.max_body)
         self.is_answering = True
         self.held = len(body)
-        request = _Request(
-            method=head.method,
-            path=head.path,
-            headers=head.headers,
-            body=body,
-            caller=self.caller,
-            begun=time.monotonic(),
-            busy=Busy('the service is stopping') if self.listener.stop_by else None,
-        )
+        now = time.monotonic()
+        request = _Request(head.method, head.path, head.headers, body, self.caller, now)
+        if self.listener.stop_by:
+            request.busy = Busy('the service is stopping')
         status, headers, reply = micro._handle(request)
         self.held = 0
         is_old = time.monotonic() > self.retire_at
@@ -2314,13 +2285,10 @@ class _Connection:
         if self.reader.last_head[:5] == b'HEAD ':
             body = b''
         self.reader.last_head = b''  # what comes next, such as a 408, is no reply to it
-        pieces: list[Any]
-        if len(body) <= _PIECE:
-            pieces = [head + body]
-        else:  # a copy of a large body would cost as much memory again
-            view = memoryview(body)
-            blocks = range(0, len(body), _BLOCK)
-            pieces = [head, *(view[start : start + _BLOCK] for start in blocks)]
+        pieces: list[Any] = [head + body[:_PIECE]]
+        if len(body) > _PIECE:  # a copy of a large body would cost as much memory again
+            view, starts = memoryview(body), range(_PIECE, len(body), _BLOCK)
+            pieces += [view[start : start + _BLOCK] for start in starts]
         for piece in pieces:
             self.timed.begin(time.monotonic() + self.micro.read_timeout)
             self.timed.sendall(piece)
@@ -2658,19 +2626,19 @@ class Microservice(_Rules):
             # No similar rule: the key may be the token itself, so do not log it.
             hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
             _log('warning', 'a token is set, and there is no rule %s', hint)
-        is_open, is_local = self._open_rules(), _is_loopback(host)
+        is_open = self._open_rules()
         if self._keys is None:
             _log('warning', 'secretKey=None, so no call is signed: %s', _UNSET)
         missing = [p for p in is_open if None in (self._rules[p].token, self._tokens.for_all)]
         if missing:
             _log('warning', 'token=None, so anyone can call %s: %s', ', '.join(missing), _UNSET)
-        if is_open and not is_local:
+        if _is_loopback(host):
+            return
+        if is_open:
             advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
             _log('warning', advice, ', '.join(is_open), host)
-        if self._is_in_debug() and not is_local:
-            advice = (
-                "debug sends tracebacks to all who call at %s: leave it out, or host='127.0.0.1'"
-            )
+        if self._is_in_debug():
+            advice = "debug sends tracebacks to all at %s: leave it out, or host='127.0.0.1'"
             _log('warning', advice, host)
 
     def start(
