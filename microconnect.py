@@ -1752,8 +1752,7 @@ class _Rules:
         """
         import inspect
 
-        is_open = set(self._open_rules())
-        told = {}
+        tokens, told = self._tokens, {}
         for path, rule in sorted(self._rules.copy().items()):
             signature, doc = '(...)', ''
             with contextlib.suppress(Exception):  # some builtins have none; a repr may raise
@@ -1764,7 +1763,7 @@ class _Rules:
                 'signature': signature,
                 'doc': _bounded(doc.partition('\n')[0]),
                 'methods': list(rule.methods),
-                'token': path not in is_open,
+                'token': bool(tokens.by_rule.get(path) or rule.token or tokens.for_all),
             }
         return told
 
@@ -1896,12 +1895,13 @@ class _Rules:
         # A browser asks before a call whether a page of an allowed origin may make it.
         is_asked = method == 'OPTIONS' and 'access-control-request-method' in headers
         is_preflight = is_asked and headers.get('origin') in self._origins
+        # Before the signature, which does not cover these: so this refusal is not signed.
+        if 'origin' in headers or 'sec-fetch-site' in headers:
+            _check_browser(headers, self._origins)
         if self._keys and not (is_health or is_preflight):
             self._verify(request)
         if request.busy:
             raise request.busy
-        if 'origin' in headers or 'sec-fetch-site' in headers:
-            _check_browser(headers, self._origins)
         if is_health or is_preflight:
             return _Rule(path, lambda: self.name if is_health else None, (method,)), [], {}
         if rule is None:

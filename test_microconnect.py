@@ -6575,6 +6575,15 @@ class TestSignedHosts:
         assert service.ran == []
 
     @HOSTS
+    def test_foreign_page(self, ask):
+        """What the signature does not cover gets no signed refusal: anybody may have added it."""
+        service = signed_service()
+        headers = {**Signed().headers, 'Origin': 'https://evil.example'}
+        status, fields, _ = ask(service, 'POST', '/helloworld', headers, BODY)
+        assert status == 403
+        assert 'signature' not in {name.lower() for name in fields}
+
+    @HOSTS
     def test_health(self, ask):
         """GET / and HEAD / need no signature; a rule of that name does."""
         service = signed_service()
