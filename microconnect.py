@@ -693,7 +693,7 @@ def _decode_large(text: str) -> Any:
 
 def _check_depth(body: bytes) -> None:
     """Refuse nesting that nobody needs, before it uses up the stack."""
-    if body.count(b'[') + body.count(b'{') < _MOST_DEPTH:
+    if not (_has_many(body, b'[') or _has_many(body, b'{')):
         return
     # Leave only brackets: no escaped quotes, then no other characters, then no strings.
     if b'\\' in body:
@@ -703,6 +703,19 @@ def _check_depth(body: bytes) -> None:
     steps = memoryview(marks.replace(b'[]', b'').translate(_STEPS)).cast('b')
     if max(itertools.accumulate(steps), default=0) >= _MOST_DEPTH:  # and the pairs just removed
         raise ValueError(f'nested too deeply: over {_MOST_DEPTH} arrays or objects')
+
+
+def _has_many(body: bytes, mark: bytes) -> bool:
+    """Whether *mark* comes so often that there may be too deep nesting.
+
+    `count` would take longer: for a text of 1 MB an eighth of the call.
+    """
+    at = -1
+    for _ in range(_MOST_DEPTH // 2):
+        at = body.find(mark, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -730,8 +743,11 @@ _TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(?:\?([^#]*))?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 
 _RequestHead = collections.namedtuple(
-    '_RequestHead', 'method path headers count length keep_alive expects'
+    '_RequestHead',
+    'method path headers count length keep_alive expects',
+    defaults=(0, 0, False, False),  # of a request that another host read
 )
+_NO_HEAD = _RequestHead('', '', {})
 _ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault origin headers')
 
 
@@ -1499,19 +1515,6 @@ _Rule = collections.namedtuple(
 )
 
 
-class _Request(
-    collections.namedtuple(
-        '_Request',
-        'method path headers body caller begun',
-        defaults=('', '', types.MappingProxyType({}), b'', '', math.inf),
-    )
-):
-    """A request as its host read it, the names of its headers in lower case."""
-
-    signature = ''  # of its call, once that is verified
-    busy: Busy | None = None  # why nothing is run
-
-
 def _without_partial(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
@@ -1606,9 +1609,7 @@ def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
         if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
             advice = f'Microservice(..., origins=({origin[:200]!r},)) lets them'
             if not re.fullmatch(_ORIGIN, origin):
-                advice = (
-                    f'{origin[:200]!r} is no origin that can be allowed; serve the page by http'
-                )
+                advice = f'{origin[:200]!r} cannot be allowed; serve the page by http'
             raise Forbidden(f'pages of that origin may not call this service: {advice}', status=403)
     elif headers.get('sec-fetch-site') == 'cross-site':
         raise Forbidden('web pages of other sites may not call this service', status=403)
@@ -1788,8 +1789,7 @@ class _Rules:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
-        lowered, begun = _joined(headers.items()), time.monotonic()
-        return self._handle(_Request(method, path, lowered, body, caller, begun))
+        return self._handle(_RequestHead(method, path, _joined(headers.items())), body, caller)
 
     async def aanswer(
         self,
@@ -1802,28 +1802,39 @@ class _Rules:
         """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
         import asyncio
 
-        lowered, begun = _joined(headers.items()), time.monotonic()
-        request = _Request(method, path, lowered, body, caller, begun)
+        begun, signed = time.monotonic(), ''
+        head = _RequestHead(method, path, _joined(headers.items()))
         rule = self._rules.get(path)
         if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
-            return await asyncio.get_running_loop().run_in_executor(None, self._handle, request)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, self._handle, head, body, caller)
         try:
-            rule, args, kwargs = self._check_request(request)
+            if self._keys:
+                signed = self._verify(head, body)
+            rule, args, kwargs = self._check_request(head, body)
         except (MicroconnectError, MemoryError) as error:
-            return self._finish(_refusal(error), request)
+            return self._finish(_refusal(error), caller, head, begun, signed)
         try:
             value = rule.function(*args, **kwargs)
         except BaseException as error:
             answer = self._raised(rule, error)
         else:
             answer = await self._await(rule, value)
-        return self._finish(answer, request)
+        return self._finish(answer, caller, head, begun, signed)
 
-    def _handle(self, request: _Request) -> Answer:
+    def _handle(
+        self, head: _RequestHead, body: bytes, caller: str, busy: Busy | None = None
+    ) -> Answer:
+        """`answer`, for header names in lower case; *busy* is why nothing is run."""
+        begun, signed = time.monotonic(), ''
         try:
-            rule, args, kwargs = self._check_request(request)
+            if self._keys:
+                signed = self._verify(head, body)
+            if busy:
+                raise busy
+            rule, args, kwargs = self._check_request(head, body)
         except (MicroconnectError, MemoryError) as error:
-            return self._finish(_refusal(error), request)
+            return self._finish(_refusal(error), caller, head, begun, signed)
         try:
             # A context of its own: what a call sets must not reach the connection's next one.
             context = contextvars.copy_context()
@@ -1840,35 +1851,42 @@ class _Rules:
         # Most answers need nothing more: save them the call.
         logger = _logger or _find_logger()
         is_told = answer[0] != 200 or (logger and logger.isEnabledFor(_DEBUG))
-        is_plain = not (request.signature or self._origins or self.debug or self._debug_of_start)
-        return answer if is_plain and not is_told else self._finish(answer, request)
+        if is_told or signed or self._origins or self.debug or self._debug_of_start:
+            return self._finish(answer, caller, head, begun, signed)
+        return answer
 
-    def _finish(self, answer: Answer, request: _Request) -> Answer:
-        """Log an answer, sign it if its call was signed, and allow a page to read it."""
+    def _finish(
+        self,
+        answer: Answer,
+        caller: str,
+        head: _RequestHead = _NO_HEAD,
+        begun: float = math.inf,
+        signed: str = '',
+    ) -> Answer:
+        """Log an answer, sign it if its call was *signed*, and allow a page to read it."""
         status, fields, body = answer
-        headers = request.headers
-        self._log_call(status, body, request)
-        if request.signature:
+        self._log_call(status, body, head.path, caller, begun)
+        if signed:
             # Never the refusal of a call that came again: it would pass for the reply to the first.
-            parts = _reply_parts(status, request.signature)
+            parts = _reply_parts(status, signed)
             fields += self._keys.sign(parts, fields[0][1], body, time.time())
         if self._origins:
             fields += (('Vary', 'Origin'),)
-            if headers.get('origin') in self._origins:
-                fields += (('Access-Control-Allow-Origin', headers['origin']),)
-                if 'access-control-request-method' in headers:
+            if head.headers.get('origin') in self._origins:
+                fields += (('Access-Control-Allow-Origin', head.headers['origin']),)
+                if 'access-control-request-method' in head.headers:
                     fields += _PREFLIGHT
         return status, fields, body
 
-    def _log_call(self, status: int, body: bytes, request: _Request) -> None:
+    def _log_call(self, status: int, body: bytes, path: str, caller: str, begun: float) -> None:
         """One line for a call: at DEBUG, and in debug on stderr; for a refusal at INFO."""
         is_refusal = status not in (200, 500)
         logger = _logger or _find_logger()
         is_logged = logger and logger.isEnabledFor(_INFO if is_refusal else _DEBUG)
         if not (is_logged or self._is_in_debug()):
             return
-        rule, caller = request.path.partition('?')[0][:200], request.caller
-        spent = 1000 * max(time.monotonic() - request.begun, 0)
+        rule = path.partition('?')[0][:200]
+        spent = 1000 * max(time.monotonic() - begun, 0)
         line = f'{"refused" if is_refusal else "answered"} {status}: {rule!r}'
         line += f' from {caller!r}' if caller else ''
         line += f' in {spent:.1f} ms'
@@ -1883,29 +1901,33 @@ class _Rules:
     def _is_in_debug(self) -> bool:
         return bool(self.debug if self._debug_of_start is None else self._debug_of_start)
 
-    def _check_request(self, request: _Request) -> tuple[_Rule, list[Any], dict[str, Any]]:
+    def _is_preflight(self, head: _RequestHead) -> bool:
+        """Whether a browser asks if a page of an allowed origin may call."""
+        is_asked = head.method == 'OPTIONS' and 'access-control-request-method' in head.headers
+        return is_asked and head.headers.get('origin') in self._origins
+
+    def _is_health(self, head: _RequestHead) -> bool:
+        """Whether it asks for the name of the service, which no rule answers."""
+        rule = self._rules.get('/')
+        is_asked = head.path == '/' and head.method in ('GET', 'HEAD')
+        return is_asked and not (rule and head.method in rule.methods)
+
+    def _check_request(
+        self, head: _RequestHead, body: bytes
+    ) -> tuple[_Rule, list[Any], dict[str, Any]]:
         """Check a request; MicroconnectError refuses it: until here nothing has run."""
-        method, path, headers, body, *_ = request
-        if len(body) > self.max_body:  # perhaps it was not read whole
-            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
-        rule = self._rules.get(path)
-        if rule is not None and method not in rule.methods:
-            rule = None
-        is_health = rule is None and path == '/' and method in ('GET', 'HEAD')
-        # A browser asks before a call whether a page of an allowed origin may make it.
-        is_asked = method == 'OPTIONS' and 'access-control-request-method' in headers
-        is_preflight = is_asked and headers.get('origin') in self._origins
-        # Before the signature, which does not cover these: so this refusal is not signed.
+        method, path, headers = head[:3]
         if 'origin' in headers or 'sec-fetch-site' in headers:
             _check_browser(headers, self._origins)
-        if self._keys and not (is_health or is_preflight):
-            self._verify(request)
-        if request.busy:
-            raise request.busy
-        if is_health or is_preflight:
-            return _Rule(path, lambda: self.name if is_health else None, (method,)), [], {}
-        if rule is None:
+            if self._is_preflight(head):
+                return _Rule(path, lambda: None, (method,)), [], {}
+        rule = self._rules.get(path)
+        if rule is None or method not in rule.methods:
+            if self._is_health(head):
+                return _Rule(path, lambda: self.name, (method,)), [], {}
             raise _no_rule(method, path, self._rules, self._open_rules())
+        if len(body) > self.max_body:
+            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         kind = headers.get('content-type', '')
         if (body or method != 'GET') and not _is_json(kind):
             raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
@@ -1921,15 +1943,24 @@ class _Rules:
             _check_arguments(rule, args, kwargs)
         return rule, args, kwargs
 
-    def _verify(self, request: _Request) -> None:
-        """Note the signature of a call that is signed and new, else raise Forbidden or Busy."""
-        parts = _call_parts(request.method, request.path)
+    def _verify(self, head: _RequestHead, body: bytes) -> str:
+        """Give the signature of a call that is signed and new, else raise Forbidden or Busy.
+
+        An empty string for what runs no function: GET / and what a browser asks before a call.
+        """
+        # First: the signature does not cover what this looks at, so this refusal is not signed.
+        _check_browser(head.headers, self._origins)
+        if self._is_health(head) or self._is_preflight(head):
+            return ''
+        if len(body) > self.max_body:  # perhaps it was not read whole
+            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
         try:
-            created, nonce = self._keys.verify(parts, request.headers, request.body)
+            parts = _call_parts(head.method, head.path)
+            created, nonce = self._keys.verify(parts, head.headers, body)
             self._nonces.spend(created, nonce, time.time())
         except ValueError as error:
             raise Forbidden(f'the call is refused: {error}', headers=_SIGNED_CHALLENGE) from None
-        request.signature = request.headers['signature']
+        return str(head.headers['signature'])
 
     def _open_rules(self) -> list[str]:
         """The rules that anyone can call."""
@@ -2076,7 +2107,7 @@ def _wsgi(
         path += '?' if environ.get('QUERY_STRING') else ''
         answer = service.answer(method, path, headers, body, caller)
     except MicroconnectError as error:
-        answer = service._finish(_refusal(error), _Request(caller=caller, headers=headers))
+        answer = service._finish(_refusal(error), caller, _RequestHead(method, '', headers))
     status, fields, reply = answer
     fields += (('Content-Length', str(len(reply))),)
     start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
@@ -2115,7 +2146,7 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
     path, root = scope['path'], scope.get('root_path', '').rstrip('/')
     path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
     path += '?' if scope.get('query_string') else ''
-    host, port = (*(scope.get('client') or ()), '', None)[:2]
+    host, port = scope.get('client') or ('', None)
     caller = _netloc(host, port) if port else host  # a Unix socket has no port
     method = scope['method']
     status, fields, reply = await service.aanswer(method, path, headers, bytes(body), caller)
@@ -2201,9 +2232,8 @@ class _Connection:
         self.timed.begin(time.monotonic() + self.micro.read_timeout)
         try:
             if not self.listener.stop_by:
-                self.timed.wait_for(
-                    sock.do_handshake
-                )  # apart, so that the clock sees a silent peer
+                # Apart from wrapping, so that the clock sees a silent peer.
+                self.timed.wait_for(sock.do_handshake)
         except OSError as error:
             _log('debug', 'a TLS handshake failed: %s', error)
             if getattr(error, 'reason', '') == 'HTTP_REQUEST':  # OpenSSL says nothing then
@@ -2266,11 +2296,8 @@ class _Connection:
             body = self._read(reader.body, head.length, micro.max_body)
         self.is_answering = True
         self.held = len(body)
-        now = time.monotonic()
-        request = _Request(head.method, head.path, head.headers, body, self.caller, now)
-        if self.listener.stop_by:
-            request.busy = Busy('the service is stopping')
-        status, headers, reply = micro._handle(request)
+        busy = Busy('the service is stopping') if self.listener.stop_by else None
+        status, headers, reply = micro._handle(head, body, self.caller, busy)
         self.held = 0
         is_old = time.monotonic() > self.retire_at
         keep = head.keep_alive and not (is_old or self.listener.stop_by)
@@ -2301,8 +2328,7 @@ class _Connection:
         with contextlib.suppress(OSError):
             answer = _refusal(error)
             if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
-                known = {'path': head.path, 'headers': head.headers} if head else {}
-                answer = self.micro._finish(answer, _Request(caller=self.caller, **known))
+                answer = self.micro._finish(answer, self.caller, head or _NO_HEAD)
             self._send(*answer, keep=False)
             self._linger()
 
@@ -2392,8 +2418,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         while self.stop_by is None:
             self._accept(None)
         self._tell_of_stop()
-        waits = [(one, one.timed, one.timed.key) for one in self.connections.copy()]
-        for connection, timed, key in waits:  # the key first, as in _make_room
+        for key, timed, connection in self._waits():
             if not (connection.is_answering or connection.is_refusing):
                 timed.end(key)
         while self.stop_by > time.monotonic() and not self._are_all(answering=False):
@@ -2448,10 +2473,16 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def _make_room(self) -> bool:
         """Close the connection that is idle the longest; False if none is idle."""
-        # A later wait has a larger key.  Look at the key first: if the connection is idle after
-        # that, the key is that of an idle wait, or of one that has ended.
-        waits = sorted((one.timed.key, id(one), one.timed, one) for one in self.connections.copy())
-        return any(one.is_idle and timed.end(key) for key, _, timed, one in waits)
+        return any(one.is_idle and timed.end(key) for key, timed, one in self._waits())
+
+    def _waits(self) -> list[tuple[int, _TimedSocket, _Connection]]:
+        """The present or last wait of each connection, the earliest first.
+
+        Look at the key before the connection: if that is idle afterwards, the key is that of an
+        idle wait, or of one that has ended.
+        """
+        waits = [(one.timed.key, one.timed, one) for one in self.connections.copy()]
+        return sorted(waits, key=lambda wait: wait[0])  # a later wait has a larger key
 
     def get_request(self) -> Any:
         try:
@@ -2479,7 +2510,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
                 refusal = _refusal(Busy('every connection is busy; try again later'))
-                answer = self.micro._finish(refusal, _Request(caller=request.caller))
+                answer = self.micro._finish(refusal, request.caller)
                 request._send(*answer, keep=False)
             sock.setblocking(False)
             sock.recv(_BLOCK)
@@ -2662,16 +2693,11 @@ class Microservice(_Rules):
             RuntimeError: it serves already.
         """
         with _lock_of_process('start and stop'):
-            listener = self._open(port, host, debug, ssl_context, reuse_port)
-            try:
-                listener.thread.start()
-            except BaseException:  # no more threads, or a signal
-                listener.close()
-                raise
+            self._open(port, host, debug, ssl_context, reuse_port, background=True)
         return self
 
     def _open(
-        self, port: Any, host: Any, debug: bool | None, ssl_context: Any, reuse_port: bool
+        self, port: Any, host: Any, debug: Any, ssl_context: Any, reuse_port: bool, background: bool
     ) -> _Listener:
         """Make the listener; OSError says where it cannot be, and why."""
         if self._serving():
@@ -2699,7 +2725,11 @@ class Microservice(_Rules):
             self._warn(listener.server_name)
             rules = _count(len(self._rules), 'rule')
             _log('info', '%s listens on %s, %s', self.name, listener.url(), rules)
-        except BaseException:  # a signal
+            if background:
+                listener.thread.start()
+            else:
+                listener.thread = threading.current_thread()
+        except BaseException:  # no more threads, or a signal
             listener.close()
             raise
         return listener
@@ -2750,8 +2780,7 @@ class Microservice(_Rules):
         before: dict[signal.Signals, Any] = {}
         wakeup: int | None = None
         with _lock_of_process('start and stop'):
-            listener = self._open(port, host, debug, ssl_context, reuse_port)
-            listener.thread = threading.current_thread()
+            listener = self._open(port, host, debug, ssl_context, reuse_port, background=False)
         try:
             if _in_main_thread():
                 # Signals write to `alarm`, too: one that comes just before the wait is not lost.

@@ -8654,9 +8654,8 @@ class TestSignedFriend:
             with Friend('app1', addresses, secretKey=SECRET_KEY, timeout=TIMEOUT) as friend:
                 handle = service._handle
 
-                def stop_and_handle(request):
-                    request.busy = Busy('the service is stopping')
-                    return handle(request)
+                def stop_and_handle(*call):
+                    return handle(*call[:-1], Busy('the service is stopping'))
 
                 monkeypatch.setattr(service, '_handle', stop_and_handle)
                 assert friend.send('/echo', 7) == 7
