@@ -1629,11 +1629,9 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
     if rule is not None:
         advice = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
         advice += f", or methods=('{method}',) in the service" if method in _METHODS else ''
-        return UnknownRule(
-            f'{path} answers {", ".join(rule.methods)}, not {method}: {advice}',
-            status=405,
-            headers=(('Allow', ', '.join(rule.methods)),),
-        )
+        methods = ', '.join(rule.methods)
+        text = f'{path} answers {methods}, not {method}: {advice}'
+        return UnknownRule(text, status=405, headers=(('Allow', methods),))
     near = _nearest(path, is_open) if len(is_open) <= 100 else ''  # 2 ms of comparing names
     hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
     if '?' in path:
@@ -2217,15 +2215,14 @@ class _Connection:
             pass  # the peer is gone, or was too slow to take its reply
 
     def _begin_tls(self, context: Any) -> None:
+        plain = self.timed.sock
         with _lock_of_process('wrap'):
             # OpenSSL 3 would let nothing be sent after the receiving half is shut down.  The
             # option is needed while wrapping only: the context is the caller's.
             options = context.options
             context.options |= _UNEXPECTED_EOF
             try:
-                sock = context.wrap_socket(
-                    self.timed.sock, server_side=True, do_handshake_on_connect=False
-                )
+                sock = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
             finally:
                 context.options = options
         self.timed = _TimedSocket(sock, self.timed.clock)
