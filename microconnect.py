@@ -1511,7 +1511,7 @@ _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch 
 )
 
 _Rule = collections.namedtuple(
-    '_Rule', 'path function methods token signature', defaults=(None, None)
+    '_Rule', 'path function methods token signature cell', defaults=(None, None, None)
 )
 
 
@@ -1572,10 +1572,19 @@ def _check_not_in_class(function: Any) -> None:
         raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
 
 
-def _is_redefinition(before: Any, function: Any) -> bool:
-    """Whether a notebook cell or a prompt defined the same function again."""
+def _cell() -> Any:
+    """The notebook cell that runs, where the front end names it: JupyterLab and VS Code do."""
+    with contextlib.suppress(Exception):
+        return sys.modules['IPython'].get_ipython().get_parent()['metadata']['cellId']
+    return None
+
+
+def _is_redefinition(rule: _Rule, function: Any) -> bool:
+    """Whether a prompt defined the function again, or a notebook cell that may have renamed it."""
     name = getattr(function, '__qualname__', '<>')
-    return hasattr(sys, 'ps1') and '<' not in name and name == getattr(before, '__qualname__', '')
+    is_again = '<' not in name and name == getattr(rule.function, '__qualname__', '')
+    is_same_cell = rule.cell is not None and rule.cell == _cell()
+    return hasattr(sys, 'ps1') and (is_again or is_same_cell)
 
 
 def _in_main_thread() -> bool:
@@ -1721,10 +1730,10 @@ class _Rules:
         def register(function: Function) -> Function:
             self.reply(function)
             _check_not_in_class(function)
-            if path in self._rules and not _is_redefinition(self._rules[path].function, function):
+            if path in self._rules and not _is_redefinition(self._rules[path], function):
                 raise ValueError(f'rule {path!r} is taken already: give each function its own')
             signature = _signature_of(function)
-            self._rules[path] = _Rule(path, function, tuple(methods), token, signature)
+            self._rules[path] = _Rule(path, function, tuple(methods), token, signature, _cell())
             if token:
                 self.token.pop(path, None)  # this one takes the place of one given before
             return function
@@ -2537,6 +2546,9 @@ class _Listener(http.server.ThreadingHTTPServer):
 # ---------------------------------------------------------------------------------- Microservice
 
 
+_served: weakref.WeakSet[Microservice] = weakref.WeakSet()
+
+
 class Microservice(_Rules):
     """Functions that other processes call: the service.
 
@@ -2689,9 +2701,24 @@ class Microservice(_Rules):
             OSError: it cannot listen there; the message says where and why.
             RuntimeError: it serves already.
         """
+        self._take_over(port)
         with _lock_of_process('start and stop'):
             self._open(port, host, debug, ssl_context, reuse_port, background=True)
         return self
+
+    def _take_over(self, port: int | None) -> None:
+        """In a notebook, end the service that the cell started before, and keep its rules."""
+        for older in list(_served) if hasattr(sys, 'ps1') else ():
+            listener = older._serving()
+            where = listener.server_port if listener and older is not self else None
+            if older.name == self.name and where == (self.port if port is None else port):
+                older.stop()
+                tokens = older._tokens
+                for path, rule in older._rules.items():
+                    token = tokens.by_rule.get(path) or rule.token
+                    token = token or (not self._tokens.for_all and tokens.for_all)
+                    self._rules.setdefault(path, rule._replace(token=token))
+        _served.add(self)
 
     def _open(
         self, port: Any, host: Any, debug: Any, ssl_context: Any, reuse_port: bool, background: bool
@@ -2776,6 +2803,7 @@ class Microservice(_Rules):
 
         before: dict[signal.Signals, Any] = {}
         wakeup: int | None = None
+        self._take_over(port)
         with _lock_of_process('start and stop'):
             listener = self._open(port, host, debug, ssl_context, reuse_port, background=False)
         try:

@@ -1641,6 +1641,22 @@ class TestRuleSettings:
         with pytest.raises(ValueError, match='taken already'):
             service.typing('/g')(lambda: 6)
 
+    def test_a_renamed_function(self, monkeypatch):
+        """A notebook cell that has a name and is run again may rename its function."""
+        service, cell = Microservice('app1'), types.SimpleNamespace(name='one')
+        kernel = types.SimpleNamespace(get_parent=lambda: {'metadata': {'cellId': cell.name}})
+        ipython = types.SimpleNamespace(get_ipython=lambda: kernel)
+        monkeypatch.setitem(sys.modules, 'IPython', ipython)
+        service.typing('/f')(lambda: 1)
+        with pytest.raises(ValueError, match='taken already'):
+            service.typing('/f')(lambda: 2)
+        monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+        service.typing('/f')(lambda: 3)
+        assert Friend('app1', service).send('/f') == 3
+        cell.name = 'two'
+        with pytest.raises(ValueError, match='taken already'):
+            service.typing('/f')(lambda: 4)
+
     @pytest.mark.parametrize('kind, message, given', each(WRONG_SET_RULE))
     def test_set_rule(self, kind, message, given):
         """`setRule` refuses at once what cannot work."""
@@ -7059,6 +7075,37 @@ class TestStart:
             assert friend.ping()
 
     @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux spreads calls')
+    def test_a_cell_run_again(self, monkeypatch):
+        """In a notebook a service takes port and rules over from the one of its name before."""
+
+        def run_cell(number, name='app1', token=False):
+            service = Microservice(name, port, '127.0.0.1', token=token)
+            service.typing('/f')(lambda: number)
+            return service
+
+        port = int(dead_address().rpartition(':')[2])
+        first = run_cell(1, token='old')
+        first.typing('/other')(lambda: 'kept')
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(first.start())
+            with pytest.raises(OSError, match='cannot listen'):
+                run_cell(2).start()
+            monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+            with pytest.raises(OSError, match='cannot listen'):
+                run_cell(2, name='another').start()
+            with serving(run_cell(3, name='app1')):
+                assert is_serving(first)  # at another port, each lives on
+            again = stack.enter_context(run_cell(4).start())
+            assert not is_serving(first)
+            with Friend('app1', again.address, timeout=TIMEOUT) as friend:
+                assert friend.send('/f') == 4
+                with pytest.raises(Forbidden):  # it was guarded
+                    friend.send('/other')
+                friend.token = 'old'
+                assert friend.send('/other') == 'kept'
+            last = stack.enter_context(run_cell(5, token='new').start())
+            assert is_guarded(last, '/other', 'old') and is_guarded(last, '/f', 'new')
+
     def test_shared_port(self):
         """Two processes that say reuse_port share a port, and both answer."""
         service = Microservice('first')
@@ -7435,15 +7482,15 @@ class TestRun:
         """SIGINT and SIGTERM finish the call in flight, refuse others, and say what is awaited."""
         with called() as (process, address, call):
             process.send_signal(number)
+            told = process.stdout.readline().decode()
+            name = signal.Signals(number).name
+            assert told.startswith(f'app1 stops on {name}: 1 call in progress, up to ')
             until(lambda: not is_answering(address))
             assert not call.done()
             process.stdin.write(b'.')
             process.stdin.flush()
             assert call.result(TIMEOUT) == 'held'
-            code, printed, complaint = outcome(process)
-            told = f'app1 stops on {signal.Signals(number).name}: 1 call in progress, up to '
-            assert ' '.join(printed).startswith(told)
-            assert (code, complaint) == (0, '')
+            assert outcome(process) == (0, [], '')
 
     @needs_signals
     @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
