@@ -9054,9 +9054,10 @@ class TestTls:
         """At max_connections, a client that does not finish its handshake makes room."""
         service = make(max_connections=2)
         with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
-            with connect(service) as first, connect(service) as second:
-                for sock in (first, second):
-                    sock.sendall(start)
+            with connect(service) as first, contextlib.ExitStack() as stack:
+                first.sendall(start)
+                until(lambda: len(waiting_connections_of(service)) == 1)
+                stack.enter_context(connect(service)).sendall(start)  # waits the shorter time
                 until(lambda: len(waiting_connections_of(service)) == 2)
                 with Friend('app1', by_name(service), ssl_context=tls_client) as friend:
                     assert friend.send('/echo', 1) == 1
