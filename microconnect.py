@@ -2218,7 +2218,6 @@ class _Connection:
             self._refuse(error, head)
         except MemoryError as error:
             if not self.is_answering:  # else the function may have run
-                self.reader.buffer = b''
                 self._refuse(error, head)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
@@ -2331,6 +2330,7 @@ class _Connection:
     def _refuse(self, error: MicroconnectError | MemoryError, head: _RequestHead | None) -> None:
         """Answer what is no whole request; nothing after it on this connection is read as one."""
         self.is_answering, self.is_refusing = False, True
+        self.reader.buffer, self.reader.content = b'', bytearray()  # room for others
         with contextlib.suppress(OSError):
             answer = _refusal(error)
             if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log

@@ -6304,12 +6304,13 @@ class TestListener:
 
     def test_small_requests_beside_large_ones(self, monkeypatch):
         """A small request is served while large ones hold all that they may, in pieces too."""
-        hold_at_most(monkeypatch, 1)
+        hold_at_most(monkeypatch, 300000)
         with calling(max_body=100000) as (service, _), contextlib.ExitStack() as stack:
             for count in (1, 2, 3):
                 sock = stack.enter_context(connect(service))
                 sock.sendall(request(b'x' * 99000)[:-30000])
                 until(lambda count=count: unread_bytes_of(service) > count * 60000)
+            hold_at_most(monkeypatch, 1)  # so the three hold too much, and none is refused any more
             small = stack.enter_context(connect(service))
             for piece in (request()[:-5], request()[-5:]):
                 small.sendall(piece)
