@@ -1700,6 +1700,8 @@ class _Rules:
         self._rules: dict[str, _Rule] = {}
         self._loop = _Loop()
         self._debug_of_start: bool | None = None  # while it serves
+        self._is_told = True  # whether each answer is logged, printed or for a page
+        self._looks_at = 0.0  # when that is looked up again
 
     def typing(
         self, rule: str = '', token: Token = False, methods: Sequence[str] = ('POST',)
@@ -1796,7 +1798,8 @@ class _Rules:
             (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
-        return self._handle(_RequestHead(method, path, _joined(headers.items())), body, caller)
+        head = _RequestHead(method, path, _joined(headers.items()))
+        return self._handle(head, body, caller, time.monotonic())
 
     async def aanswer(
         self,
@@ -1814,7 +1817,7 @@ class _Rules:
         rule = self._rules.get(path)
         if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, self._handle, head, body, caller)
+            return await loop.run_in_executor(None, self._handle, head, body, caller, begun)
         try:
             if self._keys:
                 signed = self._verify(head, body)
@@ -1830,10 +1833,10 @@ class _Rules:
         return self._finish(answer, caller, head, begun, signed)
 
     def _handle(
-        self, head: _RequestHead, body: bytes, caller: str, busy: Busy | None = None
+        self, head: _RequestHead, body: bytes, caller: str, begun: float, busy: Busy | None = None
     ) -> Answer:
         """`answer`, for header names in lower case; *busy* is why nothing is run."""
-        begun, signed = time.monotonic(), ''
+        signed = ''
         try:
             if self._keys:
                 signed = self._verify(head, body)
@@ -1855,10 +1858,12 @@ class _Rules:
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
                 raise
             answer = self._raised(rule, error)
-        # Most answers need nothing more: save them the call.
-        logger = _logger or _find_logger()
-        is_told = answer[0] != 200 or (logger and logger.isEnabledFor(_DEBUG))
-        if is_told or signed or self._origins or self.debug or self._debug_of_start:
+        if begun >= self._looks_at:  # once a second: to ask logging each time slows all calls down
+            logger = _logger or _find_logger()
+            is_logged = logger and logger.isEnabledFor(_DEBUG)
+            self._is_told = bool(is_logged or self._origins or self._is_in_debug())
+            self._looks_at = begun + 1
+        if signed or self._is_told or answer[0] != 200:
             return self._finish(answer, caller, head, begun, signed)
         return answer
 
@@ -2302,10 +2307,10 @@ class _Connection:
         self.is_answering = True
         self.held = len(body)
         busy = Busy('the service is stopping') if self.listener.stop_by else None
-        status, headers, reply = micro._handle(head, body, self.caller, busy)
+        now = time.monotonic()
+        status, headers, reply = micro._handle(head, body, self.caller, now, busy)
         self.held = 0
-        is_old = time.monotonic() > self.retire_at
-        keep = head.keep_alive and not (is_old or self.listener.stop_by)
+        keep = head.keep_alive and not (now > self.retire_at or self.listener.stop_by)
         self._send(status, headers, reply, keep)
         self.is_answering = False
         return keep
@@ -2407,7 +2412,7 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def close(self) -> None:
         """Release the port and whatever else is held, but for the connections."""
-        self.micro._debug_of_start = None
+        self.micro._debug_of_start, self.micro._looks_at = None, 0.0
         self.server_close()
         self.waking.close()
         self.alarm.close()
@@ -2741,7 +2746,7 @@ class Microservice(_Rules):
             if number == errno.EADDRINUSE:
                 why = f'{why}: stop what listens there, or take another port (0: a free one)'
             raise OSError(number, f'cannot listen on {_netloc(*where)}: {why}') from None
-        self._debug_of_start = debug
+        self._debug_of_start, self._looks_at = debug, 0.0
         try:
             if not self._rules:
                 advice = '%s has no rules: put @Micro.typing above functions, and import them first'
@@ -3221,8 +3226,6 @@ class Friend:
     token = _token_property
     secretKey = _key_property
     _tokens: _Tokens
-    _origin: Friend | None = None  # of one by `within`: it has all but the time
-    _within: float | None = None  # seconds
 
     def __init__(
         self,
@@ -3251,6 +3254,7 @@ class Friend:
         self._where = ', '.join(one.address for one in self._addresses)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
+        self._within: float | None = None  # seconds
 
     def __repr__(self) -> str:
         return f'<Friend {self.name!r} at {self._where}>'
@@ -3285,14 +3289,10 @@ class Friend:
 
         It shares connections, tokens and settings; of those only the timeouts do not count.
         """
-        friend = object.__new__(type(self))
+        kind: Any = type(self)
+        friend: Any = object.__new__(_view_of(kind))
         friend._origin, friend._within = self, _checked_seconds('timeout', timeout)
-        return friend
-
-    def __getattr__(self, name: str) -> Any:
-        if self._origin is None:
-            raise AttributeError(f'{type(self).__name__} has no {name}')
-        return getattr(self._origin, name)
+        return friend  # type: ignore[no-any-return]
 
     def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
@@ -3441,6 +3441,19 @@ class Friend:
         awake = sum(one.rests_until <= now for one in addresses) or len(addresses)
         first = next(self._turn) % awake
         return addresses[first:awake] + addresses[:first] + addresses[awake:]
+
+
+class _View:
+    """A friend by `within`: all but its time is that of the friend that it was made of."""
+
+    # Not in Friend: a class with it has slower attributes.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__['_origin'], name)
+
+
+@functools.lru_cache(maxsize=None)
+def _view_of(kind: type) -> type:
+    return kind if issubclass(kind, _View) else type(kind.__name__, (_View, kind), {})
 
 
 # ----------------------------------------------------------------------------------------- shell

@@ -3661,8 +3661,8 @@ class TestTimeOfACall:
             service.token, friend.token = 'new', 'new'
             friend.setRule('/echo')
             assert patient.send('/echo', 1) == 1
-            with pytest.raises(AttributeError, match='Friend has no sned'):
-                friend.sned('/echo')
+            with pytest.raises(AttributeError, match="'Friend' object has no attribute 'sned'"):
+                patient.sned('/echo')
 
     def test_set_rule(self):
         """A rule may have a timeout of its own, shorter or longer than the friend's."""
