@@ -726,7 +726,7 @@ def _has_many(body: bytes, mark: bytes) -> bool:
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
 _CUT_SHORT = 'the connection ended in the middle of a message'
-_IS_IT = 'is another program on that port?'
+_OTHER_PROGRAM = 'is another program on that port?'
 
 # Plain strings: `re` compiles them on first use and caches them, which keeps the import fast.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -803,7 +803,7 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
         # If the peer does not say: 4 s, below the 5 s of Node and uvicorn.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
     kind, coding = headers.get('content-type', ''), headers.get('content-encoding', 'identity')
-    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}: {_IS_IT}'
+    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}: {_OTHER_PROGRAM}'
     if coding != 'identity':
         fault = 'the reply is compressed, though nobody asked for that'
     known = (f'{k.title()}: {headers[k][:200]}' for k in ('server', 'location') if k in headers)
@@ -1114,7 +1114,7 @@ def _error_from_reply(status: int, body: bytes, origin: str = '') -> Microconnec
     detail = str(members.get('detail') or '')
     if not detail:  # not from a service of this kind: a proxy, or another server
         where = f' ({origin})' if origin else ''
-        detail = f'something{where} answered {status}, without saying why: {_IS_IT}'
+        detail = f'something{where} answered {status}, without saying why: {_OTHER_PROGRAM}'
     if status != 500:
         kind = _ERRORS.get(status, BadReply)
         # These are said before a function could run: use another address, log in, slow down.
@@ -1397,7 +1397,7 @@ class _Keys:
         if not several:
             raise ValueError('secretKey is an empty list: give at least one')
         self.keys = [_checked_key(key) for key in several]
-        # Said in each message, so that an altered one is not taken for one by another key.
+        # Each message tells its id, so that an error can tell another key from an altered message.
         self.ids = [hmac.digest(key, b'keyid', 'sha256')[:8].hex() for key in self.keys]
 
     def __reduce__(self) -> Any:
@@ -1434,8 +1434,8 @@ class _Keys:
         has_all = len(values) == len(each) and {'created', 'nonce'} <= values.keys()
         wanted = ' '.join(parts)
         if listed != wanted or not has_all or values.get('alg', 'hmac-sha256') != 'hmac-sha256':
-            how = 'created, nonce and perhaps keyid and alg="hmac-sha256"'
-            raise ValueError(f'its Signature-Input is not label=({wanted}) with {how}')
+            rest = 'created, nonce and perhaps keyid and alg="hmac-sha256"'
+            raise ValueError(f'its Signature-Input is not label=({wanted}) with {rest}')
         signatures = [f'{label}={_signature(key, parts, covered)}' for key in self.keys]
         if not _same_token(signature, signatures):
             is_known = values.get('keyid') in self.ids
@@ -1447,7 +1447,7 @@ class _Keys:
 
 
 def _keys_of(secret_key: SecretKey) -> Any:
-    """None where a key was expected and is missing, and False where nobody wants one."""
+    """None where a key was expected and is missing, and False where none is wanted."""
     return secret_key if secret_key is None or secret_key is False else _Keys(secret_key)
 
 
@@ -1879,7 +1879,7 @@ class _Rules:
         status, fields, body = answer
         self._log_call(status, body, head.path, caller, begun)
         if signed:
-            # Never the refusal of a call that came again: it would pass for the reply to the first.
+            # It is empty for a call that came again: a signed refusal would pass for its reply.
             parts = _reply_parts(status, signed)
             fields += self._keys.sign(parts, fields[0][1], body, time.time())
         if self._origins:
@@ -3287,7 +3287,7 @@ class Friend:
     def within(self, timeout: float) -> Friend:
         """This friend, with *timeout* seconds for a call: ``aFriend.within(2.5).send('/rule')``.
 
-        It shares connections, tokens and settings; of those only the timeouts do not count.
+        It shares connections, tokens and settings, but for their timeouts.
         """
         kind: Any = type(self)
         friend: Any = object.__new__(_view_of(kind))
@@ -3536,7 +3536,7 @@ def _serve(options: Any) -> None:
 def _load_service(target: str, fail: Callable[[str], Any]) -> Any:
     """Give the Microservice that *target* names; *fail* is told why there is none."""
     path, _, wanted = target.rpartition(':')
-    if not (path and wanted.isidentifier()):  # it names a module alone, perhaps C:\\app1.py
+    if not (path and wanted.isidentifier()):  # it names a module alone, perhaps C:\app1.py
         path, wanted = target, ''
     module = _load_module(path, fail)
     # Ask the type: a lazy object or a mock may answer to any attribute.
@@ -3580,8 +3580,14 @@ def _friend(options: Any) -> Friend:
             context = ssl.create_default_context(cafile=options.cacert)
         except OSError as error:
             raise ValueError(f'--cacert {options.cacert}: {error.strerror or error}') from None
-    how = {'timeout': options.timeout, 'ssl_context': context}
-    return Friend('service', options.target, options.token, _environ('SECRET_KEY') or False, **how)
+    return Friend(
+        'service',
+        options.target,
+        options.token,
+        _environ('SECRET_KEY') or False,
+        timeout=options.timeout,
+        ssl_context=context,
+    )
 
 
 def _environ(name: str) -> str | None:
@@ -3609,8 +3615,8 @@ def _send(options: Any) -> None:
     with _friend(options) as friend:
         value = friend.send(options.rule, *args, **kwargs)
     coding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-    text = value if isinstance(value, str) else ''
-    if not (text and options.raw):
+    text = value
+    if not (options.raw and isinstance(value, str)):
         text = json.dumps(value, ensure_ascii=not coding.lower().startswith('utf'))
     print(text.encode(coding, 'backslashreplace').decode(coding))  # a lone surrogate by its escape
 
@@ -3637,8 +3643,7 @@ def _ping(options: Any) -> None:
     with _friend(options) as friend:
         if options.wait is not None:
             friend.wait(options.wait)
-        why = friend._why_silent(time.monotonic() + min(friend.timeout, 5))
-        if why:
+        elif why := friend._why_silent(time.monotonic() + min(friend.timeout, 5)):
             raise Unreachable(why)
     print(f'{options.target} answers')
 

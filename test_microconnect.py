@@ -9436,6 +9436,7 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo wants its token'),
     ('--token s3cret-token URL /echo text', 0, '"text"', ''),
     ('--token s3cret-token URL /echo --raw text', 0, 'text', ''),
+    ('--token s3cret-token URL /echo --raw ""', 0, '\n', ''),
     ('--token s3cret-token URL /echo --raw [1,"a"]', 0, '[1, "a"]', ''),
     ('--token s3cret-token URL /echo "7"', 0, '"7"', ''),
     ('--token s3cret-token URL /echo NaN', 0, '"NaN"', ''),
@@ -9511,7 +9512,7 @@ class TestShell:
         except SystemExit as end:  # argparse does so
             ended = end.code
         out, err = (text.replace(app.address, 'URL') for text in capsys.readouterr())
-        assert (ended, out) == (status, printed + '\n' if printed else '')
+        assert (ended, out) == (status, printed.rstrip('\n') + '\n' if printed else '')
         said, _, why = said.partition('... ')
         assert err.startswith(said) and why in err and bool(err) == bool(said)
         assert err.count('\n') <= 1 or said == 'usage: '
