@@ -7075,7 +7075,6 @@ class TestStart:
         with calling(service) as (_, friend):
             assert friend.ping()
 
-    @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux spreads calls')
     def test_a_cell_run_again(self, monkeypatch):
         """In a notebook a service takes port and rules over from the one of its name before."""
 
@@ -7107,6 +7106,7 @@ class TestStart:
             last = stack.enter_context(run_cell(5, token='new').start())
             assert is_guarded(last, '/other', 'old') and is_guarded(last, '/f', 'new')
 
+    @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux spreads calls')
     def test_shared_port(self):
         """Two processes that say reuse_port share a port, and both answer."""
         service = Microservice('first')
