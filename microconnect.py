@@ -46,17 +46,19 @@ class), `base` (the nearest builtin class), `message`, `traceback` (in debug onl
     refused, DNS, TLS: never sent                                Unreachable      no
     connection lost after sending                                ConnectionLost   perhaps
     no full reply in time                                        CallTimeout      perhaps
-    the reply cannot be read, or is not signed                   BadReply         perhaps
+    the reply is malformed or not believed                       BadReply         perhaps
     malformed request, not application/json       400, 415 ...   BadCall          no
     arguments do not fit the signature            422            BadArguments     no
-    wrong token, not signed; a foreign web page   401, 403       Forbidden        no
+    wrong token or signature; a foreign page      401, 403       Forbidden        no
     no such rule, wrong method                    404, 405       UnknownRule      no
     request too large / reply too large           413, 431       TooLarge         no / yes
-    too busy, stopping, or too slow to ask        503, 408       Busy             no
+    too busy, stopping, or the request too slow   503, 408       Busy             no
     the function raised                           500            RemoteError      yes
+    a proxy or router says 502, 503               502, 503       ConnectionLost, Busy   perhaps
+    a proxy or router says 504, 408               504, 408       CallTimeout      perhaps
 
-With a `secretKey` calls and replies are signed: Content-Digest (RFC 9530), Signature-Input and
-Signature (RFC 9421, hmac-sha256); see the section "signatures".
+A `secretKey` signs calls and replies.  It is an object with the four methods that `_checked_signer`
+describes; `Keys` in examples/signed/signing.py is one (RFC 9421, a shared secret).
 
 Limits.  A token is not encryption: give an `ssl_context` where the network is not yours.  A tuple
 arrives as several values, so a tuple of one arrives as its element.  A class arrives as a dict of
@@ -77,10 +79,7 @@ import enum
 import errno
 import functools
 import gc
-import hashlib
 import hmac
-import http
-import http.client
 import http.server
 import itertools
 import json
@@ -99,6 +98,7 @@ import urllib.parse
 import urllib.request
 import weakref
 from collections import abc
+from http.client import HTTPConnection, HTTPException  # as they are now: test tools replace them
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
 if TYPE_CHECKING:
@@ -107,10 +107,12 @@ if TYPE_CHECKING:
 
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = tuple[tuple[str, str], ...]
+    Fields = Mapping[str, str]
+    Seconds = float | None
     Answer = tuple[int, Headers, bytes]
+    Reply = tuple['_ReplyHead', bytes]
     Token = str | Sequence[str] | bool | None  # False: none is wanted
     Tokens = Token | Mapping[str, Token]
-    SecretKey = str | bytes | Sequence[str | bytes] | bool | None  # False: calls are not signed
 
 __version__ = '0.1.0'
 __all__ = [
@@ -120,29 +122,27 @@ __all__ = [
 ]  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------ process
+# What belongs to this process: its clock, log lines and prints, locks, and what a fork leaves.
+
+# Not `time.monotonic()` where it is needed: freezegun stops it, as an attribute of a module.
+_clock = types.SimpleNamespace(now=time.monotonic)
+
+
 def _printable(text: str) -> str:
-    """Without what a terminal would obey: the text comes from somebody else."""
+    """Replace what a terminal would obey: the text comes from the peer."""
     return ''.join(one if one.isprintable() else ' ' for one in text)
 
 
-_logger: Any = None
-
-
 def _find_logger() -> Any:
-    """The logger of this module; None if nobody has imported logging yet."""
-    global _logger
-    if 'logging' in sys.modules:
-        import logging
+    import logging  # imported late: it alone would add half of the import time
 
-        _logger = logging.getLogger('microconnect')
-    return _logger
+    return logging.getLogger('microconnect')
 
 
 def _log(level: str, message: str, *args: Any, **more: Any) -> None:
     with contextlib.suppress(Exception):  # a failing handler must not cost the caller the answer
-        import logging  # imported late: it alone would add half of the import time
-
-        getattr(logging.getLogger('microconnect'), level)(message, *args, **more)
+        getattr(_find_logger(), level)(message, *args, **more)
 
 
 def _count(number: int, noun: str) -> str:
@@ -153,10 +153,50 @@ def _say(text: str, stream: Any) -> None:
     """Print a line, if there is a stream that takes it."""
     with contextlib.suppress(Exception):
         if stream is not None:  # print would take stdout
-            print(f'{text}\n', end='', file=stream, flush=True)  # whole, among other threads' lines
+            # One write, so that lines of several threads do not mix.
+            print(f'{text}\n', end='', file=stream, flush=True)
 
 
-# ---------------------------------------------------------------------------------------- errors
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+_locks: dict[tuple[int, str], Any] = {}
+
+
+def _process_lock(name: str) -> Any:
+    """A lock of this process: a forked child would inherit a common one locked."""
+    # Reentrant: a signal's handler may stop a service while the code that it interrupts starts one.
+    return _locks.setdefault((os.getpid(), name), threading.RLock())
+
+
+# A forked child shares its parent's connections and ports.  It may use none of them: whoever holds
+# one compares process ids, because a fork by C code (as of uWSGI) runs no hook.  Where a hook runs,
+# the child closes its copies as well, or it would hold the parent's port and connections open.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    """Close the parent's sockets in a forked child; to shut them down would end the parent's."""
+    _accepting.release()
+    for sock in list(_sockets):
+        sock.close()
+
+
+# Held while a connection is accepted, so that no fork falls before it is in `_sockets`; and while
+# one is shut down or closed, so that no child inherits a lock that nobody will release.
+_accepting = threading.RLock()
+if hasattr(os, 'register_at_fork'):  # Windows has no forks
+    os.register_at_fork(
+        before=_accepting.acquire,
+        after_in_parent=_accepting.release,
+        after_in_child=_close_inherited,
+    )
+
+
+# ------------------------------------------------------------------------------------------- errors
+# The classes; then both directions of one table: what a service answers for an exception (problem
+# details, RFC 9457), and which exception a reply stands for.
 
 
 class MicroconnectError(Exception):
@@ -183,7 +223,7 @@ class MicroconnectError(Exception):
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ''
 
-    def at(self, rule: str, address: str) -> MicroconnectError:
+    def with_call(self, rule: str, address: str) -> MicroconnectError:
         """Say of which call this is the failure."""
         self.rule, self.address = rule, address
         self.args = (f'{rule} at {address}: {self}',)
@@ -264,7 +304,7 @@ class RemoteError(MicroconnectError):
     traceback: str | None = None
 
     def __reduce__(self) -> Any:
-        return _remote_error, (str(self), self.__dict__)
+        return _remote_error, (str(self), self.__dict__)  # its class is made as it is needed
 
 
 class _RemoteTraceback(Exception):
@@ -279,13 +319,137 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
     **dict.fromkeys((413, 431), TooLarge),
     422: BadArguments,
 }
+_OUTAGES: dict[int, type[MicroconnectError]] = {  # as a proxy or router between the two says
+    408: CallTimeout,
+    502: ConnectionLost,
+    503: Busy,
+    504: CallTimeout,
+}
+_MOST_TEXT = 10_000  # characters of an error's text
+_OTHER_PROGRAM = ': is another program on that port?'
+_PROBLEM = (('Content-Type', 'application/problem+json'),)
 
-# -------------------------------------------------------------------------------------- settings
-# What both sides check and hold: numbers, seconds, rules, addresses and tokens.
 
-_UNSET = 'is a variable of the environment not set?'
+def _over_max_body(what: str, limit: int) -> TooLarge:
+    return TooLarge(f'{what} is over max_body={limit}')
+
+
+def _bounded(text: str) -> str:
+    """*text*, without its middle if that is long: an error may be as large as the arguments."""
+    if len(text) <= _MOST_TEXT:
+        return text
+    half = _MOST_TEXT // 2
+    return f'{text[:half]} ... ({len(text) - 2 * half} characters cut) ... {text[-half:]}'
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return _bounded(str(error))
+    except BaseException:
+        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
+
+
+def _traceback_of(error: BaseException) -> str:
+    import traceback
+
+    try:
+        return ''.join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception as failure:  # a SyntaxError with odd arguments fails, for one
+        return f'it cannot be formatted: {_text_of(failure)}'
+
+
+def _description(error: BaseException) -> dict[str, str]:
+    """What a caller is told of an exception: its class, the nearest builtin one, its message."""
+    kinds: tuple[type, ...] = type(error).__mro__
+    name, message = _bounded(type(error).__name__), _text_of(error)
+    if isinstance(error, RemoteError):  # a service further on raised: its word counts
+        name, message = _bounded(error.type), _bounded(error.message)
+    elif isinstance(error, MicroconnectError):  # a ConnectionError would invite a retry
+        kinds = (Exception,)
+    base = next(kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
+    if isinstance(error, (_NoForm, _BadForm)):
+        name = base
+    return {'type': name, 'base': base, 'message': message}
+
+
+def _problem(status: int, detail: str, **members: Any) -> bytes:
+    """RFC 9457 problem details."""
+    detail = _bounded(detail)
+    title = http.HTTPStatus(status).phrase
+    return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
+
+
+def _refusal(error: Any) -> Answer:
+    """The answer to a request for which nothing has run."""
+    if isinstance(error, MemoryError):
+        error = Busy('no memory is left for this request')
+    elif not hasattr(error, 'sent'):  # of a signer; a MicroconnectError may be of another copy
+        _log('error', 'a call could not be checked', exc_info=error)
+        error = MicroconnectError('the call could not be checked')
+    status = error.status or 500
+    extra: Headers = getattr(error, 'headers', ())
+    return status, _PROBLEM + extra, _problem(status, str(error))
+
+
+def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> MicroconnectError:
+    """The error that a reply with another status than 200 stands for."""
+    status = reply.status
+    try:
+        problem = _decode(body)
+    except ValueError:
+        problem = None
+    members = problem if isinstance(problem, dict) else {}
+    detail, ask = str(members.get('detail') or ''), ''
+    if not detail:  # a proxy, or another server
+        where = ', '.join(filter(None, (via, reply.server)))
+        where = f' ({where})' if where else ''
+        detail, ask = f'something{where} answered {status}, without saying why', _OTHER_PROGRAM
+    if status == 500:
+        told = members.get('exception')
+        names = ('type', 'base', 'message', 'traceback')
+        facts = {name: told.get(name) for name in names} if isinstance(told, dict) else {}
+        facts = {name: str(fact) for name, fact in facts.items() if fact is not None}
+        return _remote_error(detail + ask, facts, reply.cause)
+    # Routers answer 408 and 503, too, some after they have handed the call on: only the problem
+    # details of a service say that nothing ran.
+    is_ours = _media_type(reply.headers.get('content-type', '')) == _PROBLEM[0][1]
+    is_ours = is_ours and members.keys() == {'title', 'status', 'detail'}
+    if status in _OUTAGES and not (is_ours and members['status'] == status):
+        return _OUTAGES[status](f'{detail}; the call may have run', status=status, sent=True)
+    kind = _ERRORS.get(status, BadReply)
+    # These are said instead of handing the call on: redirect, log in at the proxy, rate limit.
+    sent = kind.sent and status not in (301, 307, 308, 407, 429)
+    return kind(detail + ask, status=status, sent=sent)
+
+
+def _remote_error(message: str, facts: dict[str, Any], cause: Any = None) -> RemoteError:
+    base = facts.get('base', '')
+    kind = _remote_error_class(base) if base in vars(builtins) else RemoteError
+    error = kind(message, **facts)
+    if cause is None and error.traceback:
+        cause = _RemoteTraceback(f'\n"""\n{error.traceback}"""')
+    if cause is not None:  # None would hide what the caller is handling
+        error.__cause__ = cause
+    return error
+
+
+@functools.lru_cache(maxsize=None)
+def _remote_error_class(name: str) -> type[RemoteError]:
+    """The RemoteError that is also the builtin *name*, if that is an exception."""
+    kind = vars(builtins)[name]
+    # StopIteration would silently end a loop around the call; an ExceptionGroup needs its members.
+    never = ('Exception', 'StopIteration', 'StopAsyncIteration', 'ExceptionGroup')
+    if name in never or not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return RemoteError
+    members = {'__module__': __name__, 'msg': property(str)}  # SyntaxError prints its msg
+    return type('RemoteError', (RemoteError, kind), members)
+
+
+# ----------------------------------------------------------------------------------------- settings
+# What both sides check and hold: numbers, seconds, contexts; addresses; tokens and signers.
+
+_UNSET = 'is an environment variable not set?'
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
-_ORIGIN = r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([1-9][0-9]{0,4}))?'
 
 
 def _checked_number(name: str, value: Any, kind: Any = int, most: float = 1 << 32) -> Any:
@@ -299,39 +463,12 @@ def _checked_seconds(name: str, value: Any) -> Any:
 
 
 def _checked_context(ssl_context: Any, side: str) -> Any:
-    """*side* is CLIENT or SERVER: what is made for one cannot be used by the other."""
+    """*side* is CLIENT or SERVER: a context made for one cannot serve the other."""
     given = getattr(getattr(ssl_context, 'protocol', None), 'name', repr(ssl_context))
     is_other = re.fullmatch('PROTOCOL_TLS_(?!' + side + ').*', given)
     if ssl_context is None or (hasattr(ssl_context, 'wrap_socket') and not is_other):
         return ssl_context
     raise TypeError(f'ssl_context is an ssl.SSLContext(ssl.PROTOCOL_TLS_{side}), not {given}')
-
-
-def _checked_token(rule: str, token: Any) -> Any:
-    """Give the token, or a tuple of several: a friend sends the first, a service takes any."""
-    if token is None or token is False:
-        return token
-    several = tuple(token) if isinstance(token, (list, tuple)) else (token,)
-    if not several or not all(isinstance(one, str) and one for one in several):
-        raise TypeError(f'the token of {rule} has to be a non-empty string, or a list of them')
-    return token if isinstance(token, str) else several
-
-
-def _checked_origins(origins: Any) -> frozenset[str]:
-    """Give web origins (RFC 6454) as browsers write them: lower case, no default port."""
-    if isinstance(origins, str):
-        raise TypeError(f'origins is a list: origins=({origins!r},)')
-    found = set()
-    for origin in origins:
-        is_text = isinstance(origin, str) and origin.isascii()
-        parts = re.fullmatch(_ORIGIN, origin.lower()) if is_text else None
-        if not parts:
-            like = "'https://app.example' or 'http://localhost:8000'"
-            raise ValueError(f'an origin is a scheme and a host, such as {like}, not {origin!r}')
-        scheme, host, port = parts.groups()
-        is_default = port == {'http': '80', 'https': '443'}.get(scheme)
-        found.add(f'{scheme}://{host}' + ('' if is_default or not port else f':{port}'))
-    return frozenset(found)
 
 
 def _path_of(rule: Any) -> str:
@@ -377,36 +514,56 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
         raise ValueError(f'{wrong}{error}') from None
     if parts.scheme not in ('http', 'https'):
         raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
-    # A host named like a number is a port without its host; one named http is a mistyped scheme.
     # Some versions of Python take the part in brackets for the whole host.
     is_netloc = re.fullmatch(r'(?:\[[^][\s]*:[^][\s]*\]|[^][:%\s]+)(?::[0-9]*)?', parts.netloc)
-    is_odd = port == 0 or re.fullmatch('https?|[0-9]+', host or '')
-    if not (host and is_netloc) or is_odd or parts.query or parts.fragment:
+    # A host named like a number is a port without its host; one named http is a mistyped scheme.
+    is_mistyped = port == 0 or re.fullmatch('https?|[0-9]+', host or '')
+    if not (host and is_netloc) or is_mistyped or parts.query or parts.fragment:
         raise ValueError(f'{wrong}give a host, a port and, if need be, a path')
     host = host.replace('%25', '%', 1)  # before the scope of a link-local address (RFC 6874)
     base = urllib.parse.quote(parts.path.rstrip('/'), safe="/~!$&'()*+,;=:@%")
     return parts.scheme, host, port or (443 if parts.scheme == 'https' else 80), base
 
 
-class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
-    """Rule -> token, for both sides; made of such a dict, or of what guards every rule.
+def _checked_token(rule: str, token: Any) -> Any:
+    """Give the token, or a tuple of several: a friend sends the first, a service takes any."""
+    if token is None or token is False:
+        return token
+    several = tuple(token) if isinstance(token, (list, tuple)) else (token,)
+    if not several or not all(isinstance(one, str) and one for one in several):
+        raise TypeError(f'the token of {rule} has to be a non-empty string, or a list of them')
+    return token if isinstance(token, str) else several
 
-    It never shows a token, and takes none that would guard nothing.  `for_all` is None where a
-    token was expected and is missing, and False where none is wanted.
+
+def _same_token(given: Any, wanted: Any) -> bool:
+    """Compare in constant time with the token, or with each of several."""
+    if not isinstance(given, str):
+        return False
+    # `ascii()` gives bytes for any str; `encode()` would fail on a lone surrogate.
+    forms = [ascii(one).encode() for one in ((wanted,) if isinstance(wanted, str) else wanted)]
+    # A list: each is compared, so that the time does not tell which one it was.
+    return any([hmac.compare_digest(ascii(given).encode(), form) for form in forms])
+
+
+class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
+    """Rule -> token, for both sides; made of such a dict, or of one token for every rule.
+
+    It never shows a token, and rejects an empty one.  `default` guards the rules that it does not
+    list: None where a token was expected and is missing, False where none is wanted.
     """
 
-    holds_tokens = True  # see _json_form
+    holds_tokens = True  # see _form_of
 
-    def __init__(self, token: Tokens) -> None:
+    def __init__(self, token: Tokens = False) -> None:
         if not isinstance(token, (type(None), bool, str, list, tuple, abc.Mapping)):
             forms = "a string for every rule, a list of them, or a dict {'/rule': 'token'}"
             raise TypeError(f'token is {forms}, not of type {type(token).__name__}')
-        self.for_all: Token = getattr(token, 'for_all', False)
+        self.default: Token = getattr(token, 'default', False)
         self.by_rule: dict[str, Token] = {}
         if isinstance(token, abc.Mapping):
             self.update(token)
         else:
-            self.for_all = _checked_token('every rule', token)
+            self.default = _checked_token('every rule', token)
 
     def __getitem__(self, rule: str) -> Token:
         return self.by_rule[_path_of(rule)]
@@ -423,83 +580,101 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self.by_rule)
 
-
-def _set_tokens(owner: Any, token: Tokens) -> None:
-    owner._tokens = _Tokens(token)
-
-
-_token_property = property(lambda owner: owner._tokens, _set_tokens, doc='The tokens by rule.')
-_key_property = property(doc='Given when it is made, and never shown.')  # setting it is an error
+    def __repr__(self) -> str:
+        rest = ', every other rule' if self.default else ''
+        return f'<tokens of {", ".join(map(repr, self.by_rule)) or "no rule by name"}{rest}>'
 
 
-_locks: dict[tuple[int, str], Any] = {}
+def _checked_signer(signer: Any) -> Any:
+    """Check a `secretKey`, which signs calls and replies; None and False are no signer.
+
+    A signer is an object with these methods.  Header names are in lower case there, fields are
+    tuples of (name, value), and *rule* is without the path prefix of an address::
+
+        sign_call(method, rule, body)               gives the fields that a friend adds to a call
+        check_call(method, rule, headers, body)     gives a proof that the call is signed, or raises
+                                                    Forbidden; a reply is signed if it is not None
+        sign_reply(proof, status, fields, body)     gives the fields that a service adds to a reply
+        check_reply(fields, status, headers, body)  raises BadReply unless the reply answers the
+                                                    call with these fields of sign_call
+
+    A signer is a guard: it lets no unsigned call through.  A service with one counts as closed.
+    """
+    # Never ask whether a signer is true: an object that is false or empty would guard nothing.
+    names = ('sign_call', 'check_call', 'sign_reply', 'check_reply')
+    if signer is None or signer is False or all(hasattr(type(signer), name) for name in names):
+        return None if signer is False else signer
+    where = 'examples/signed/signing.py (`pip download --no-binary :all: microconnect` has it)'
+    raise TypeError(f"write secretKey=Keys('...'), from a copy of {where}")
 
 
-def _lock_of_process(purpose: str) -> Any:
-    """A lock of this process: a forked child would inherit a common one locked."""
-    # Reentrant: a signal's handler may stop a service while the code that it interrupts starts one.
-    return _locks.setdefault((os.getpid(), purpose), threading.RLock())
+class _Guarded:
+    """What a service and a friend hold, and never show."""
+
+    holds_tokens = True  # see _form_of
+    secretKey = property(doc='Set in the constructor only; cannot be read back.')
+    _tokens: _Tokens
+
+    def _set_tokens(self, token: Tokens) -> None:
+        self._tokens = _Tokens(token)
+
+    token = property(lambda self: self._tokens, _set_tokens, doc='The tokens by rule.')
 
 
-# ---------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------------------- values
 # JSON, strictly.  The encoder calls `_json_form` for what it does not know, so plain data stays at
 # the speed of C.  Only where encoding fails does `_locate` walk the value, to name the place.
 
-
 _NATIVE = (dict, list, tuple, str, int, float, bool, type(None))  # what json encodes by itself
-_LISTS = (
-    abc.Set, abc.Iterator, abc.ValuesView, collections.deque, collections.UserList, range
-)  # fmt: skip
+_LISTS = (abc.Set, abc.Iterator, abc.ValuesView, collections.deque, collections.UserList, range)
 _AS_TEXT = ('decimal', 'fractions', 'uuid', 'ipaddress')  # modules whose values travel as strings
-_MOST_TEXT = 10_000  # characters of an error's text
-_MOST_ITEMS = 1 << 23  # bytes of JSON from an iterator: as much as the default max_body
+_MOST_ITEMS = 8 << 20  # bytes of JSON from an iterator: as much as the default max_body
+
+
+class _NoForm(TypeError):
+    """A value of this type has no faithful JSON form."""
+
+
+class _BadForm(ValueError):
+    """This value has none, though others of its type have: NaN, a cycle, too deep, too long."""
+
+
+class _OfValue(BaseException):
+    """Carries what a property or an iterator raised through the encoder."""
 
 
 def _json_form(value: Any) -> Any:
-    """Give what *value*, which json does not know, travels as.
+    """Give what *value*, which json does not know, travels as; the encoder calls this."""
+    try:
+        return _form_of(value)
+    except (_NoForm, _BadForm, RecursionError):
+        raise
+    except BaseException as error:
+        raise _OfValue(error) from None
 
-    Raises TypeError where there is no faithful form.
-    """
-    # Only an object that lies about its class gets here as a str or int.  Friends and services
-    # hold tokens: never encode them.
-    is_odd = isinstance(value, (str, int, float, list, tuple, type(None)))
-    if is_odd or getattr(type(value), 'holds_tokens', False):
-        raise _no_json_form(value)
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, abc.Mapping):
-        return dict(value)
-    if isinstance(value, collections.UserString):
-        return value.data
-    if isinstance(value, _LISTS) and not hasattr(value, 'fileno'):
-        return _items(value)
-    if _is_missing(value):
-        raise _no_json_form(value)
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
+
+def _form_of(value: Any) -> Any:
+    # A str or int gets here only through a class that overrides __class__.
+    lies_about_class = isinstance(value, (str, int, float, list, tuple, type(None)))
+    # Friends and services hold tokens: never encode them.
+    holds_tokens = getattr(type(value), 'holds_tokens', False)
+    if lies_about_class or holds_tokens or _is_null_marker(value):
+        raise _no_form(value)
+    for kinds, form in _FORMS:
+        if isinstance(value, kinds):
+            return form(value)
     # Do not import their modules: if nobody did, no such value exists.
-    if _is_of(value, _AS_TEXT):
-        if str(value).endswith('Infinity'):
-            raise _no_json_form(value)
-        return str(value)
-    return _attributes(value)
+    return str(value) if _is_of(value, _AS_TEXT) else _attributes(value)
 
 
-def _is_missing(value: Any) -> bool:
-    """Whether it stands for no value: NaN, NaT and NA are not equal to themselves."""
+def _is_null_marker(value: Any) -> bool:
+    """Whether it stands for no value, or for no finite one: NaN, NaT, NA."""
     if type(value).__name__ in ('NAType', 'NaTType'):
         return True
-    is_asked = isinstance(value, (datetime.date, datetime.time, datetime.timedelta))
-    try:
-        return bool((is_asked or _is_of(value, ('decimal',))) and value != value)
-    except ArithmeticError:  # a signaling NaN
-        return True
+    if _is_of(value, ('decimal',)) and hasattr(value, 'is_finite'):
+        return not value.is_finite()
+    is_time = isinstance(value, (datetime.date, datetime.time, datetime.timedelta))
+    return bool(is_time and value != value)
 
 
 def _is_of(value: Any, packages: tuple[str, ...]) -> bool:
@@ -507,15 +682,17 @@ def _is_of(value: Any, packages: tuple[str, ...]) -> bool:
     return any(kind.__module__.partition('.')[0] in packages for kind in type(value).__mro__)
 
 
-def _items(values: Iterable[Any], limit: int | None = None) -> list[Any]:
+def _items(values: Iterable[Any], limit: int = 0) -> list[Any]:
     """The items of an iterator, which may be endless: as many as take *limit* bytes of JSON."""
+    if hasattr(values, 'fileno'):  # a file
+        raise _no_form(values)
     limit = limit or _MOST_ITEMS
     items, left = [], limit
     for item in values:
         items.append(item)
         left -= 2 + _size_of(item)  # at least a digit and a comma
         if left < 0:
-            raise ValueError(f'an iterator gave more than {limit} bytes')
+            raise _BadForm(f'an iterator gave more than {limit} bytes')
     return items
 
 
@@ -529,62 +706,60 @@ def _size_of(value: Any, depth: int = 3) -> int:
     return 0
 
 
-_PACKAGES = (
-    '_io', 'io', 'numpy', 'pandas', 'polars', 'pydantic', 'socket', 'sqlalchemy', 'tempfile',
-    'torch',
-)  # fmt: skip
-_FORMS = {  # what marks classes of well-known packages, and the plain form that they offer
-    'to_dict': ".to_dict(), of a DataFrame .to_dict('records')",
+_FORMS: Any = (  # what the values of these classes travel as
+    (enum.Enum, lambda value: value.value),
+    ((bytes, bytearray, memoryview), lambda value: base64.b64encode(value).decode()),
+    (os.PathLike, os.fspath),
+    (abc.Mapping, dict),
+    (collections.UserString, str),
+    (_LISTS, _items),
+    ((datetime.date, datetime.time), lambda value: value.isoformat()),
+    (datetime.timedelta, lambda value: value.total_seconds()),
+)
+_PLAIN_FORMS = {  # an attribute by which to know classes of numpy, pandas and the like -> advice
     'tolist': '.tolist()',
+    'to_records': ".to_dict('records')",
+    'to_dicts': '.to_dicts()',
     'model_dump': '.model_dump()',
     '_asdict': '._asdict()',
     '__table__': 'columns as a dict',
     'fileno': '.read()',
-    '__code__': 'result',  # of a function
     'cr_await': 'result, with await',
+    'with_traceback': 'text, or raise it',  # an exception
+}
+_ADVICE = {  # the same, for what is refused anyway
+    **_PLAIN_FORMS,
+    '__code__': 'result',  # of a function
+    '__mro__': '__name__',  # of a class
+    'fullmatch': '.pattern',
+    'imag': '.real and .imag',
+    'keys': 'items as a dict',
 }
 
 
 def _attributes(value: Any) -> dict[str, Any]:
     """Give the public attributes of an object, callables left out, names sorted."""
-    has_attributes = hasattr(value, '__dict__') or hasattr(type(value), '__slots__')
-    if callable(value) or isinstance(value, types.ModuleType) or not has_attributes:
-        raise _no_json_form(value)
+    held = getattr(value, '__dict__', getattr(type(value), '__slots__', None))
+    if callable(value) or isinstance(value, types.ModuleType) or held is None:
+        raise _no_form(value)
     if hasattr(type(value), '__dataclass_fields__'):
         fields = sys.modules['dataclasses'].fields(value)
         return {f.name: getattr(value, f.name) for f in fields if not f.name.startswith('_')}
-    if _is_of(value, _PACKAGES) and any(hasattr(type(value), mark) for mark in _FORMS):
-        raise _no_json_form(value)
-    items = {name: _attribute(value, name) for name in dir(value) if not name.startswith('_')}
-    return {name: item for name, item in items.items() if not callable(item)}
+    if any(hasattr(type(value), attribute) for attribute in _PLAIN_FORMS):
+        raise _no_form(value)
+    names = [name for name in dir(value) if not name.startswith('_')]
+    # What dir() lists though it is absent is left out, as callables are.
+    items = {name: getattr(value, name, len) for name in names}
+    public = {name: item for name, item in items.items() if not callable(item)}
+    if held and not public:
+        raise _NoForm(f'{type(value).__name__} has no JSON form: its attributes all begin with _')
+    return public
 
 
-def _attribute(value: Any, name: str) -> Any:
-    try:
-        return getattr(value, name, len)  # absent though dir() lists it: left out, as callables are
-    except Exception as error:  # raised by a property
-        raise ValueError(f'its {name} raised {type(error).__name__}: {_text_of(error)}') from error
-
-
-def _no_json_form(value: Any) -> TypeError:
+def _no_form(value: Any) -> _NoForm:
     name = re.sub(r'\A(builtins|_io)\.', '', f'{type(value).__module__}.{type(value).__name__}')
-    form = next((form for mark, form in _FORMS.items() if hasattr(value, mark)), '')
-    return TypeError(f'{name} has no JSON form' + (f': send its {form}' if form else ''))
-
-
-def _bounded(text: str) -> str:
-    """*text*, without its middle if that is long: an error may be as large as the arguments."""
-    if len(text) <= _MOST_TEXT:
-        return text
-    half = _MOST_TEXT // 2
-    return f'{text[:half]} ... ({len(text) - 2 * half} characters cut) ... {text[-half:]}'
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return _bounded(str(error))
-    except BaseException:
-        return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
+    form = next((form for attribute, form in _ADVICE.items() if hasattr(value, attribute)), '')
+    return _NoForm(f'{name} has no JSON form' + (f': send its {form}' if form else ''))
 
 
 def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
@@ -593,12 +768,16 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
         return f'{path}: holds itself'
     if len(above) > 200:
         return f'{path[:60]}...: nested too deeply'
+    if isinstance(value, abc.Iterator) and not hasattr(value, 'fileno'):
+        return ''  # it has been used up, and would go on
     try:
         form = value if issubclass(type(value), _NATIVE) else _json_form(value)
         if not isinstance(form, (list, tuple, dict)):
             _encoder.encode(form)
             return ''
-    except Exception as error:
+    except _OfValue:  # it raised only now
+        return ''
+    except (TypeError, ValueError) as error:
         return f'{path}: {_text_of(error)}'
     items: Iterable[Any] = form.items() if isinstance(form, dict) else enumerate(form)
     has_items = not isinstance(form, dict) or isinstance(value, abc.Mapping)  # else attributes
@@ -613,8 +792,8 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
 
 
 # `JSONEncoder.encode` makes a C encoder for every call, and `JSONDecoder.decode` looks for white
-# space around the value by two regular expressions.  Both are kept out of a call's way by names
-# that json does not document: a fifth and a tenth of the speed (see examples/benchmark.py).
+# space around the value by two regular expressions.  We avoid both through undocumented names of
+# json: a fifth and a tenth of the speed (see examples/benchmark.py).
 _encoder = json.JSONEncoder(allow_nan=False, separators=(',', ':'), default=_json_form)
 _iterencode: Any = _encoder.iterencode
 _make_encoder = getattr(json.encoder, 'c_make_encoder', None)  # PyPy has none
@@ -626,17 +805,17 @@ if _make_encoder:
 def _encode(value: Any, part: str) -> bytes:
     """Encode *value*, which an error calls *part*.
 
-    Raises TypeError or ValueError that names the path of what has no faithful form.
+    Raises _NoForm or _BadForm that names the path of what has no faithful form.  Any other error
+    is one that the value itself raised, in a property or as an iterator.
     """
     try:
         return ''.join(_iterencode(value, 0)).encode()
-    except Exception as error:
-        try:
-            detail = _locate(value, part) or f'{part}: {error}'
-        except RecursionError:
-            detail = f'{part}: nested too deeply'
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(_bounded(detail)) from error
+    except _OfValue as carrier:
+        raised = carrier.args[0]
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = _NoForm if isinstance(error, TypeError) else _BadForm
+        raise kind(_bounded(_locate(value, part) or f'{part}: {error}')) from None
+    raise raised  # after the except clause: its context is the user's
 
 
 def _finite(text: str) -> float:
@@ -647,28 +826,30 @@ def _finite(text: str) -> float:
 
 
 _decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
-_scan = _decoder.scan_once  # type: ignore[attr-defined]
-
+_scan: Any = getattr(_decoder, 'scan_once', None) or _decoder.raw_decode
 
 _MOST_DEPTH = 200  # of arrays and objects: C code nests 10,000 deep whatever the stack holds
-_gc_pauses: list[None] = []  # one for each large body that is being decoded
-_LARGE = 1 << 18  # bytes of a body that is decoded alone, and without a look for garbage
+_LARGE = 1 << 18  # bytes of a body that is decoded alone
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _ARRAYS = bytes.maketrans(b'{}', b'[]')
 _STEPS = bytes.maketrans(b'[]', b'\x01\xff')  # up by one, and down
 
 
-def _decode(body: bytes) -> Any:
-    """Decode JSON strictly; ValueError says what is wrong."""
+def _decode(body: bytes, seconds: float = -1) -> Any:
+    """Decode JSON strictly; ValueError says what is wrong.
+
+    A large body may have to wait for others: socket.timeout after *seconds*, -1 for no limit.
+    """
     if len(body) > _MOST_DEPTH:
         _check_depth(body)
     try:
         text = body.decode()
         if len(body) > _LARGE:
-            return _decode_large(text)
+            with _large_body(seconds):
+                return _decoder.decode(text)
         try:
             value, end = _scan(text, 0)
-        except StopIteration:
+        except (StopIteration, ValueError):
             end = -1
         # The complete decoder takes white space around the value, and words its errors.
         return value if end == len(text) else _decoder.decode(text)
@@ -676,19 +857,23 @@ def _decode(body: bytes) -> Any:
         raise ValueError('nested too deeply') from None
 
 
-def _decode_large(text: str) -> Any:
-    """Decode by itself what may take 35 times its size: `[[]],` does."""
-    with _lock_of_process('decode'):
-        # The collector would look at all the new lists again and again: 14 s for 62 MiB, not 2.
-        if not gc.isenabled():
-            return _decoder.decode(text)
-        _gc_pauses.append(None)
+@contextlib.contextmanager
+def _large_body(seconds: float) -> Iterator[None]:
+    """Decode one large body at a time, since it may take 35 times its size: `[[]],` does.
+
+    The collector would look at all the new lists again and again: 14 s for 62 MiB, not 2.
+    """
+    lock = _process_lock('decode')
+    if not lock.acquire(timeout=seconds):
+        raise socket.timeout('other large bodies are being decoded')
+    had_collector = gc.isenabled()
+    try:
         gc.disable()
-        try:
-            return _decoder.decode(text)
-        finally:
+        yield
+    finally:
+        if had_collector:
             gc.enable()
-            _gc_pauses.pop()
+        lock.release()
 
 
 def _check_depth(body: bytes) -> None:
@@ -699,7 +884,7 @@ def _check_depth(body: bytes) -> None:
     if b'\\' in body:
         body = body.replace(b'\\\\', b'').replace(b'\\"', b'')
     body = body.translate(_ARRAYS, _NO_MARKS)
-    marks = b''.join(body.replace(b'""', b'').split(b'"')[::2])
+    marks = b''.join(body.replace(b'""', b'').split(b'"')[::2])  # every second part is a string
     steps = memoryview(marks.replace(b'[]', b'').translate(_STEPS)).cast('b')
     if max(itertools.accumulate(steps), default=0) >= _MOST_DEPTH:  # and the pairs just removed
         raise ValueError(f'nested too deeply: over {_MOST_DEPTH} arrays or objects')
@@ -718,15 +903,16 @@ def _has_many(body: bytes, mark: bytes) -> bool:
     return True
 
 
-# -------------------------------------------------------------------------------------- messages
+# --------------------------------------------------------------------------------------------- http
 # HTTP/1.1 framing (RFC 9112) for both sides.  Nothing here knows a socket or the time.  A head is
 # parsed by a pure function, and `_Reader` cuts a stream of bytes into heads and bodies.  The
 # errors carry the status that a service answers them with.
 
 _CHUNKED = -1  # a length: the body is chunked
 _TO_THE_END = -2  # a length: the body ends with the connection
-_CUT_SHORT = 'the connection ended in the middle of a message'
-_OTHER_PROGRAM = 'is another program on that port?'
+_FIRST_READ = 1 << 14  # bytes; most messages are smaller, and a waiting connection holds no more
+_PIECE = 1 << 16  # bytes of a large body read at a time
+_MOST_CACHED = 1024  # bytes of a head
 
 # Plain strings: `re` compiles them on first use and caches them, which keeps the import fast.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -742,13 +928,15 @@ _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])' + _HOST + rb')?'
 _TARGET = _AUTHORITY + rb'(/' + _PATH + rb')?(?:\?([^#]*))?'
 _CHUNK_LINE = rb'([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?'
 
+# The last three have defaults for a request that another host read.
 _RequestHead = collections.namedtuple(
-    '_RequestHead',
-    'method path headers count length keep_alive expects',
-    defaults=(0, 0, False, False),  # of a request that another host read
+    '_RequestHead', 'method path headers length keep_alive expects', defaults=(0, False, False)
 )
 _NO_HEAD = _RequestHead('', '', {})
-_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault origin headers')
+# `cause` is the exception itself, for pytest and pdb, from a service of this process.
+_ReplyHead = collections.namedtuple(
+    '_ReplyHead', 'status length keep_alive fault server headers cause', defaults=(None,)
+)
 
 
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
@@ -770,16 +958,10 @@ def _parse_request_head(head: bytes) -> _RequestHead:
     expects = headers.get('expect', '').lower() if minor != b'0' else ''
     if expects not in ('', '100-continue'):
         raise BadCall('the only expectation met is 100-continue', status=417)
-    return _RequestHead(
-        method.decode(),
-        # Keep only the '?' of a query: no rule matches, and a token in it is never logged.
-        _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + ('?' if query else ''),
-        headers,
-        lines.count(b'\r\n'),
-        _body_length(headers, minor, 0),
-        _keeps_alive(headers, minor),
-        bool(expects),
-    )
+    # Keep only the '?' of a query: no rule matches, and a token in it is never logged.
+    rule = _utf8(urllib.parse.unquote_to_bytes(path or b'/')) + ('?' if query else '')
+    length, alive = _body_length(headers, minor, 0), _keeps_alive(headers, minor)
+    return _RequestHead(method.decode(), rule, headers, length, alive, bool(expects))
 
 
 @functools.lru_cache(maxsize=256)
@@ -787,7 +969,7 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
     """Parse a reply's head.
 
     `keep_alive` is in seconds, 0 where the peer closes.  `fault` says why the body holds no values,
-    `origin` who answered.
+    `server` who answered.
     """
     found = re.fullmatch(_STATUS_LINE + _FIELDS, head)
     if not found:
@@ -803,7 +985,7 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
         # If the peer does not say: 4 s, below the 5 s of Node and uvicorn.
         seconds = 0.9 * int(told.group(1)) if told else 4.0
     kind, coding = headers.get('content-type', ''), headers.get('content-encoding', 'identity')
-    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}: {_OTHER_PROGRAM}'
+    fault = '' if _is_json(kind) else f'the reply has Content-Type {kind[:99]!r}{_OTHER_PROGRAM}'
     if coding != 'identity':
         fault = 'the reply is compressed, though nobody asked for that'
     known = (f'{k.title()}: {headers[k][:200]}' for k in ('server', 'location') if k in headers)
@@ -811,7 +993,7 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
 
 
 def _malformed(head: bytes) -> BadCall:
-    """Why *head* cannot be one.  Its text is not repeated: it may hold a secret."""
+    """Say what is wrong with *head*, without repeating it: it may hold a secret."""
     # Judge only what precedes the first bad byte, so that it does not matter how much has come.
     line = re.split(_BAD_BYTES, head, maxsplit=1)[0].partition(b'\r\n')[0]
     if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', line):
@@ -860,7 +1042,11 @@ def _keeps_alive(headers: Mapping[str, str], minor: bytes) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _is_json(content_type: str) -> bool:
-    return content_type.partition(';')[0].strip().lower() == 'application/json'
+    return _media_type(content_type) == 'application/json'
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(';')[0].strip().lower()
 
 
 def _utf8(path: bytes) -> str:
@@ -870,137 +1056,123 @@ def _utf8(path: bytes) -> str:
         raise BadCall('the path is not percent-encoded UTF-8') from None
 
 
-def _over_max_body(what: str, limit: int) -> TooLarge:
-    return TooLarge(f'{what} is over max_body={limit}')
-
-
 class _Reader:
     """Heads and bodies out of the bytes of one connection, however they were cut.
 
-    `feed` it what came, and b'' at the end.  `head` and `body` give what is complete, or None if
-    they need more.  Bytes that cannot become a message are refused at once.
+    *receive* gives some more of them, up to a number, and b'' at their end.  Bytes that cannot
+    become a message are refused at once.
     """
 
-    max_cached = 1024  # bytes of a head; 0 where they are signed, and no two alike
-
-    def __init__(self, parse: Any, first_line: bytes, max_head: int) -> None:
+    def __init__(self, receive: Any, parse: Any, first_line: bytes, max_head: int) -> None:
+        self.receive = receive
         self.parse = parse  # makes a record of a head
         self.first_line = first_line + rb'\r\n'  # lets `head` refuse garbage early
         self.max_head = max_head  # bytes
         self.buffer: Any = b''  # what has come and is not read yet
-        self.has_ended = False
-        self.last_head = b''
-        self.skipped = 0  # bytes of empty lines before the head
-        self.seen = 0  # bytes of an unfinished head that hold nothing bad
-        self.chunks: Iterator[None] | None = None  # reads the chunked body that has begun
-        self.content = bytearray()  # of its chunks so far
-
-    def feed(self, data: bytes) -> None:
-        if self.buffer:
-            self.buffer += data
-        else:
-            self.buffer = data
-        self.has_ended = not data
+        self.content = bytearray()  # of the chunks of a body so far
+        self.last_head = b''  # as its bytes
 
     def head(self) -> Any:
-        """Give the next head, parsed."""
-        if self.buffer[:1] == b'\r':  # RFC 9112, 2.2: ignore empty lines before a head
-            text = re.sub(rb'\A(?:\r\n)+', b'', self.buffer, count=1)
-            self.skipped += len(self.buffer) - len(text)
-            self.buffer = text
-        head, blank, rest = self.buffer.partition(b'\r\n\r\n')
-        limit = self.max_head - self.skipped
-        if not blank or len(head) > limit:
-            return self._check_unfinished_head(head, blank, limit)
-        self.buffer, self.last_head = rest, head
-        self.skipped = self.seen = 0
-        return (self.parse if len(head) < self.max_cached else self.parse.__wrapped__)(head)
+        """Give the next head, parsed; None if the connection ends before it begins."""
+        limit, seen = self.max_head, 0  # *seen* bytes of an unfinished head are checked already
+        self.buffer = self.buffer or self.receive(_FIRST_READ)
+        if not self.buffer:
+            return None
+        while True:
+            if self.buffer[:1] == b'\r':  # RFC 9112, 2.2: ignore empty lines before a head
+                text = re.sub(rb'\A(?:\r\n)+', b'', self.buffer, count=1)
+                limit -= len(self.buffer) - len(text)
+                self.buffer = text
+            head, blank, rest = self.buffer.partition(b'\r\n\r\n')
+            if blank and len(head) <= limit:
+                self.buffer, self.last_head = rest, head
+                # `__wrapped__` is the parser without its cache.
+                return (self.parse if len(head) < _MOST_CACHED else self.parse.__wrapped__)(head)
+            self._check_unfinished_head(head, blank, limit, seen)
+            seen = max(len(head) - 3, 0)
+            data = self.receive(_FIRST_READ)
+            if not data and self.buffer in (b'', b'\r'):
+                return None
+            self._add(data)
 
-    def _check_unfinished_head(self, head: bytes, blank: bytes, limit: int) -> None:
+    def _check_unfinished_head(self, head: bytes, blank: bytes, limit: int, seen: int) -> None:
         """Refuse what cannot become a head that is small enough."""
         window = head[: max(limit + 3, 0)]  # the last three may begin the empty line
         is_line = b'\r\n' not in window or re.match(self.first_line, window)
-        if not is_line or re.compile(_BAD_BYTES).search(window, self.seen):
+        if not is_line or re.compile(_BAD_BYTES).search(window, seen):
             raise _malformed(window)
         if blank or len(head) > limit + 3:
             raise TooLarge(f'the head is over {self.max_head} bytes', status=431)
-        if self.has_ended:
-            raise BadCall(_CUT_SHORT)
-        self.seen = max(len(head) - 3, 0)
 
-    def body(self, length: int, limit: int) -> bytes | None:
+    def body(self, length: int, limit: int) -> Any:
         """Give the body whose *length* the head told, up to *limit* bytes."""
-        buffer = self.buffer
-        if length == len(buffer) <= limit:  # as most messages come
-            self.buffer = b''
-            return buffer  # type: ignore[no-any-return]
-        if length == _CHUNKED:
-            return self._chunked_body(limit)
+        if length < 0:
+            return self._chunked_body(limit) if length == _CHUNKED else self._rest(limit)
         if length > limit:
             raise _over_max_body(f'the body of {length} bytes', limit)
-        if length == _TO_THE_END:
-            if len(buffer) > limit:
-                raise _over_max_body('the body', limit)
-            length = len(buffer) if self.has_ended else limit + 1
-        if length <= len(buffer):
-            self.buffer = bytes(buffer[length:])
-            return bytes(buffer[:length])
-        if self.has_ended:
-            raise BadCall(_CUT_SHORT)
-        if isinstance(buffer, bytes):
-            self.buffer = bytearray(buffer)  # grows in place
-        return None
+        if length > len(self.buffer):
+            self.buffer = bytearray(self.buffer)  # grows in place
+            self._fill(length)
+        body = self.buffer
+        if length == len(body):  # as most messages come
+            self.buffer = b''
+            return body
+        self.buffer = bytes(body[length:])
+        return bytes(body[:length])
 
-    def _chunked_body(self, limit: int) -> bytes | None:
+    def _fill(self, count: int) -> None:
+        """Receive until *count* bytes are there."""
+        while len(self.buffer) < count:
+            self._add(self.receive(_PIECE))
+
+    def _add(self, data: bytes) -> None:
+        if not data:
+            raise BadCall('the connection ended in the middle of a message')
+        self.buffer += data
+
+    def _rest(self, limit: int) -> Any:
+        """Read a body that ends with the connection."""
+        body = self.buffer = bytearray(self.buffer)
+        while len(body) <= limit:
+            data = self.receive(_PIECE)
+            if not data:
+                self.buffer = b''
+                return body
+            body += data
+        raise _over_max_body('the body', limit)
+
+    def _chunked_body(self, limit: int) -> Any:
+        """Read a chunked body (RFC 9112, 7.1), extensions and trailers left out."""
         self.buffer = bytearray(self.buffer)  # it is cut from the front in place, too
-        self.chunks = self.chunks or self._read_chunks(limit)
-        try:
-            next(self.chunks)
-        except StopIteration as end:
-            self.buffer, self.chunks, self.content = bytes(self.buffer), None, bytearray()
-            return end.value  # type: ignore[no-any-return]
-        if self.has_ended:
-            raise BadCall(_CUT_SHORT)
-        return None
-
-    def _read_chunks(self, limit: int) -> Any:
-        """Read a chunked body (RFC 9112, 7.1), extensions and trailers left out.
-
-        A generator: it yields if it needs more, and returns the body.
-        """
         body = self.content = bytearray()
-        spare = self.max_head  # bytes of framing that its content does not account for
+        # The bytes of framing that are left.  Small chunks cost more than their bytes, so every 8
+        # bytes of content allow one more byte of framing.
+        spare = self.max_head
         size = -1
         while size:
-            line = yield from self._read_line(max(spare, 0))
+            line = self._line(max(spare, 0))
             found = re.fullmatch(_CHUNK_LINE, line)
             if not found:
                 raise BadCall('a chunk size is malformed (RFC 9112, 7.1)')
             size = int(found.group(1), 16)
-            # Many small chunks cost more than their bytes: one of 40 bytes pays for its framing.
             spare = min(spare - len(line) - 4 + size // 8, self.max_head)
             if len(body) + size > limit:
                 raise _over_max_body('the body', limit)
-            end = len(body) + size
-            while len(body) < end:
-                if not self.buffer:
-                    yield
-                missing = end - len(body)
-                body += self.buffer[:missing]
-                del self.buffer[:missing]
-            while size and len(self.buffer) < 2:
-                yield
-            if size and self.buffer[:2] != b'\r\n':
-                raise BadCall('a chunk is longer than its size (RFC 9112, 7.1)')
-            del self.buffer[: 2 if size else 0]
-        while line:
-            line = yield from self._read_line(max(spare, 0))
+            if size:
+                self._fill(size + 2)
+                if self.buffer[size : size + 2] != b'\r\n':
+                    raise BadCall('a chunk is longer than its size (RFC 9112, 7.1)')
+                body += self.buffer[:size]
+                del self.buffer[: size + 2]
+        while line:  # after the last chunk: trailers, and an empty line
+            line = self._line(max(spare, 0))
             spare -= len(line)
             if line and not re.fullmatch(_FIELD, line):
                 raise BadCall('a trailer is malformed (RFC 9112, 7.1.2)')
+        self.buffer, self.content = bytes(self.buffer), bytearray()
         return body
 
-    def _read_line(self, limit: int) -> Any:
+    def _line(self, limit: int) -> bytes:
         while True:
             line, end, _ = self.buffer[: limit + 2].partition(b'\r\n')
             if b'\n' in line or (not end and len(self.buffer) >= limit + 2):
@@ -1008,7 +1180,7 @@ class _Reader:
             if end:
                 del self.buffer[: len(line) + 2]
                 return bytes(line)
-            yield
+            self._fill(len(self.buffer) + 1)
 
 
 def _head(first_line: str, *fields: tuple[str, str]) -> bytes:
@@ -1041,10 +1213,10 @@ def _quoted(rule: str) -> str:
         raise BadCall('the rule holds a lone surrogate, which has no UTF-8 form') from None
 
 
-# The bodies: a call and the values returned, or the problem.
+# -------------------------------------------------------------------------------------------- calls
+# The bodies: a call, and the values returned.
 
 _JSON = (('Content-Type', 'application/json'),)
-_PROBLEM = (('Content-Type', 'application/problem+json'),)
 _CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
 
 
@@ -1054,1893 +1226,213 @@ def _parse_call(path: str, body: bytes, wanted: Token) -> tuple[list[Any], dict[
         call = _decode(body) if body else {}
     except ValueError as error:
         raise BadCall(f'the body is not JSON: {error}') from None
-    is_object = type(call) is dict
-    if is_object:
-        args, kwargs, token = call.pop('args', []), call.pop('kwargs', {}), call.pop('token', None)
-    if not is_object or call:  # there were other keys
+    if type(call) is not dict or not call.keys() <= {'args', 'kwargs', 'token'}:
         raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
+    args, kwargs, token = call.get('args', []), call.get('kwargs', {}), call.get('token')
     if type(args) is not list or type(kwargs) is not dict:
         raise BadCall('args has to be an array, and kwargs an object')
     if wanted and not _same_token(token, wanted):
-        del args, kwargs  # the error must not keep them
-        why = 'wants its token' if token is None else 'was given a wrong token'
+        del call, args, kwargs  # the error must not keep them
+        why = 'needs a token' if token is None else 'got a wrong token'
         raise Forbidden(f"{path} {why}: setRule('{path}', token=...)", headers=_CHALLENGE)
     return args, kwargs
 
 
-def _same_token(given: Any, wanted: Any) -> bool:
-    """Compare in constant time with the token, or with each of several."""
-    if not isinstance(given, str):
-        return False
-    # `ascii()` gives bytes for any str; `encode()` would fail on a lone surrogate.
-    forms = [ascii(one).encode() for one in ((wanted,) if isinstance(wanted, str) else wanted)]
-    # A list: each is compared, so that the time does not tell which one it was.
-    return any([hmac.compare_digest(ascii(given).encode(), form) for form in forms])
-
-
-def _returned(reply: _ReplyHead, body: bytes, via: str = '') -> Any:
+def _returned(reply: _ReplyHead, body: bytes, deadline: float, via: str = '') -> Any:
     """The value that a reply holds; MicroconnectError where it holds none.
 
     *via* names the proxy through which it came, if there is one.
     """
     if reply.status != 200:
-        origin = ', '.join(filter(None, (via, reply.origin)))
-        raise _error_from_reply(reply.status, body, origin)
+        raise _error_from_reply(reply, body, via)
     if reply.fault:
-        raise BadReply(reply.fault)
+        raise BadReply(reply.fault, status=200)
     try:
-        values = _decode(body)
+        # Only a large body may have to wait.
+        seconds = -1 if len(body) <= _LARGE else max(deadline - _clock.now(), 0)
+        values = _decode(body, seconds)
+    except socket.timeout as error:
+        raise CallTimeout(f'a reply came in time, but {error}; the call has run') from None
     except ValueError as error:
-        raise BadReply(f'the reply is not JSON: {error}') from None
+        raise BadReply(f'the reply is not JSON: {error}', status=200) from None
     if type(values) is not list:
-        raise BadReply('the reply is not an array of the returned values')
+        raise BadReply('the reply is not an array of the returned values', status=200)
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _problem(status: int, detail: str, **members: Any) -> bytes:
-    """RFC 9457 problem details."""
-    detail = _bounded(detail)
-    title = http.HTTPStatus(status).phrase
-    return _encode(dict(title=title, status=status, detail=detail, **members), 'problem')
+# ------------------------------------------------------------------------------------------ sockets
+# Each wait is bounded by the socket's own timeout.  How a call ends that is late:
+#
+# A timeout bounds one `recv`, one `sendall` or one handshake, never a message.  So whoever waits
+# allows what is left until its deadline before each wait, and a peer that drips has no more time
+# than a silent one.  No thread looks at clocks, and nothing is left behind after a call.  To set a
+# timeout costs a system call.  Therefore one that fits is kept: one that is not shorter than the
+# time left, and at most 2 % longer.  A call on a kept connection sets none, no wait ends early, and
+# none is more than 2 % late.  A friend then raises CallTimeout.  It says that the call did not
+# leave only if its sending timed out *and* its deadline is past: since Python 3.10 a TimeoutError
+# that a signal's handler raises is of the same class.  A service ends only waits: for a request
+# (it answers 408), and for its reply to be taken.  A function that runs has no limit.
 
+_LONGEST = 1e6  # seconds: no socket takes more than 24 days
+_LOOK = 0.05 if os.name == 'nt' else _LONGEST  # there `shutdown` wakes no recv (CPython 91913)
 
-def _error_from_reply(status: int, body: bytes, origin: str = '') -> MicroconnectError:
-    """The error that a reply with another status than 200 stands for."""
-    try:
-        problem = _decode(body)
-    except ValueError:
-        problem = None
-    members = problem if isinstance(problem, dict) else {}
-    detail = str(members.get('detail') or '')
-    if not detail:  # not from a service of this kind: a proxy, or another server
-        where = f' ({origin})' if origin else ''
-        detail = f'something{where} answered {status}, without saying why: {_OTHER_PROGRAM}'
-    if status != 500:
-        kind = _ERRORS.get(status, BadReply)
-        # These are said before a function could run: use another address, log in, slow down.
-        has_run = kind.sent and status not in (301, 307, 308, 407, 429)
-        return kind(detail, status=status, sent=has_run)
-    raised = members.get('exception')
-    facts = raised if isinstance(raised, dict) else {}
-    names = ('type', 'base', 'message', 'traceback')
-    told = {name: str(facts[name]) for name in names if facts.get(name) is not None}
-    return _remote_error(detail, told)
-
-
-def _remote_error(message: str, facts: dict[str, Any]) -> RemoteError:
-    base = facts.get('base', '')
-    kind = _remote_error_class(base) if base in vars(builtins) else RemoteError
-    error = kind(message, **facts)
-    if error.traceback:
-        error.__cause__ = _RemoteTraceback(f'\n"""\n{error.traceback}"""')
-    return error
-
-
-@functools.lru_cache(maxsize=None)
-def _remote_error_class(name: str) -> type[RemoteError]:
-    """The RemoteError that is also the builtin *name*, if that is an exception."""
-    kind = vars(builtins)[name]
-    # StopIteration would silently end a loop around the call; an ExceptionGroup needs its members.
-    never = ('Exception', 'StopIteration', 'StopAsyncIteration', 'ExceptionGroup')
-    if name in never or not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return RemoteError
-    members = {'__module__': __name__, 'msg': property(str)}  # SyntaxError prints its msg
-    return type('RemoteError', (RemoteError, kind), members)
-
-
-# ----------------------------------------------------------------------------------------- clock
-# Sockets block, and one thread a process ends what is late.  A timeout set on the socket for each
-# wait would cost every call several system calls, and would bound a wait, not a call.
-
-_POLL = 0.05  # seconds between looks where there can be no clock
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # what a forked child closes
-_wakeups: list[int] = []  # the descriptors to which `run` has signals written
-
-
-def _close_inherited() -> None:
-    """Close what a fork left in this child: it belongs to the parent, so do not shut it down."""
-    _accepting.release()
-    if _gc_pauses:  # the threads that decode are not here to end them
-        gc.enable()
-    for sock in list(_sockets):
-        sock.close()
-    if _wakeups:  # signals would be written to whatever has that number next
-        import signal
-
-        signal.set_wakeup_fd(-1)
-
-
-# Held while a connection is accepted, so that no fork falls before it is in `_sockets`.
-_accepting = threading.RLock()
-if hasattr(os, 'register_at_fork'):  # Windows has no forks
-    os.register_at_fork(
-        before=_accepting.acquire,
-        after_in_parent=_accepting.release,
-        after_in_child=_close_inherited,
-    )
-
-
-class _Clock:
-    """Ends what is late: a daemon thread that sleeps until the earliest deadline.
-
-    Each wait is an entry of its own, and is ended by whoever pops the entry: the thread that
-    waited, the clock, or a listener that makes room or is stopped.
-    """
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.entries: dict[int, tuple[float, _TimedSocket]] = {}
-        self.keys = itertools.count(1)  # a later wait has a larger one
-        self.wakes_at = math.inf
-        self.alarm = threading.Lock()  # its release wakes the thread
-        self.alarm.acquire()
-        self.thread: threading.Thread | None = None
-        self.lock = threading.RLock()  # reentrant: a signal's handler may call, too
-
-    def wake(self) -> bool:
-        """Have the thread look at the entries; False where there can be no such thread."""
-        # On Windows `shutdown` wakes no blocked recv (CPython issue 91913).
-        if os.name == 'nt' or sys.is_finalizing():
-            return False
-        with self.lock:
-            if not (self.thread and self.thread.is_alive()):
-                thread = threading.Thread(target=self._run, name='microconnect-clock', daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the system has no more threads
-                    return False
-                self.thread = thread
-        with contextlib.suppress(RuntimeError):  # a wake-up is pending already
-            self.alarm.release()
-        return True
-
-    def _run(self) -> None:
-        while True:
-            self.wakes_at = math.inf  # first, so that a deadline set meanwhile wakes it again
-            self.wakes_at = self._end_late()
-            left = self.wakes_at - time.monotonic()
-            self.alarm.acquire(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
-
-    def _end_late(self) -> float:
-        """End what is late, and give the earliest deadline that is left."""
-        earliest, now = math.inf, time.monotonic()
-        for key, (deadline, timed) in self.entries.copy().items():
-            if deadline <= now:
-                timed.end(key)
-            else:
-                earliest = min(earliest, deadline)
-        return earliest
-
-
-_clock = _Clock()
-
-
-def _clock_of_process() -> _Clock:
-    """The clock of this process: a forked child has another than its parent."""
-    global _clock
-    # Not every fork runs what is registered at fork.
-    if _clock.process != os.getpid() or sys.is_finalizing():
-        _clock = _Clock()
-    return _clock
-
-
-_OPTIONS = (  # a flow that a router has dropped is seen within minutes, not never
-    (socket.IPPROTO_TCP, 'TCP_NODELAY', 1),
-    (socket.SOL_SOCKET, 'SO_KEEPALIVE', 1),
-    (socket.IPPROTO_TCP, 'TCP_KEEPIDLE', 60),
-    (socket.IPPROTO_TCP, 'TCP_KEEPALIVE', 60),  # the same on macOS
-)
+# A flow that a router has dropped is seen within minutes, not never.  The last is for macOS.
+_OPTIONS = {'TCP_NODELAY': 1, 'SO_KEEPALIVE': 1, 'TCP_KEEPIDLE': 60, 'TCP_KEEPALIVE': 60}
 
 
 class _TimedSocket:
-    """A socket whose waits the clock bounds: `begin` before one, `finish` after it."""
+    """A socket whose waits end in time."""
 
-    def __init__(self, sock: Any, clock: _Clock) -> None:
+    def __init__(self, sock: Any) -> None:
         self.sock = sock
-        self.clock = clock
-        self.key = 0  # of the present or last wait
-        self.directions = socket.SHUT_RDWR  # what the end of a wait shuts down
-        self.uses_own_timeout = False  # where there can be no clock
+        self.deadline = 0.0  # of whoever reads
+        self.seconds = math.inf  # its timeout
         self.recv: Callable[[int], bytes] = sock.recv
-        self.sendall: Callable[[Any], Any] = sock.sendall
-        sock.settimeout(None)  # whatever socket.setdefaulttimeout says
+        # Neither TLS nor gevent nor Windows lets anybody write to the descriptor itself.
+        self.is_plain = type(sock).__module__ == 'socket' and os.name == 'posix'
+        sock.setblocking(False)
         with contextlib.suppress(OSError):  # the peer may be gone already
-            for level, name, value in _OPTIONS:
+            for name, value in _OPTIONS.items():
                 if hasattr(socket, name):
+                    level = socket.SOL_SOCKET if name[:3] == 'SO_' else socket.IPPROTO_TCP
                     sock.setsockopt(level, getattr(socket, name), value)
         _sockets.add(sock)
 
-    def begin(self, deadline: float, directions: int = socket.SHUT_RDWR) -> None:
-        clock = self.clock
-        self.directions = directions
-        self.key = key = next(clock.keys)
-        clock.entries[key] = (deadline, self)
-        if deadline < clock.wakes_at and not self.uses_own_timeout and not clock.wake():
-            self.uses_own_timeout = True
-            self.recv = functools.partial(self.wait_for, self.sock.recv)
-            self.sendall = self._send_pieces
+    def allow(self, seconds: float) -> None:
+        """Bound the next wait; socket.timeout if no time is left."""
+        if seconds <= 0:
+            raise socket.timeout('timed out')
+        self.seconds = 1.01 * seconds
+        self.sock.settimeout(min(self.seconds, _LONGEST))
 
-    def finish(self) -> bool:
-        """End the wait; False if another thread ended it first, because it was late for one."""
-        if self.clock.entries.pop(self.key, None) is not None:
-            return True
-        with self.clock.lock:  # wait until whoever ended it has finished with the socket
-            return False
+    def receive(self, size: int) -> bytes:
+        """Give up to *size* bytes; socket.timeout if none come before the deadline."""
+        left = self.deadline - _clock.now()
+        if not left <= self.seconds <= 1.02 * left:
+            self.allow(left)
+        return self.recv(size)
 
-    def end(self, key: int, cut: bool = False) -> bool:
-        """End the wait with this *key* from another thread, or by *cut* whatever goes on.
-
-        False if there is no such wait: its thread ended it first.
-        """
-        with self.clock.lock:
-            is_waiting = self.clock.entries.pop(key, None) is not None
-            if cut or (is_waiting and not self.uses_own_timeout):
-                self.shutdown(socket.SHUT_RDWR if cut else self.directions)
-        return is_waiting
+    def sendall(self, data: Any, seconds: float) -> None:
+        """Send *data*; socket.timeout if it is not taken within *seconds*."""
+        try:  # what is sent mostly fits into the buffer, and `send` would poll first
+            # The descriptor is asked for each time: a closed socket is EBADF, never another file.
+            sent = os.write(self.sock.fileno(), data) if self.is_plain else 0
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.allow(seconds)
+            self.sock.sendall(memoryview(data)[sent:])
 
     def shutdown(self, directions: int) -> None:
         with contextlib.suppress(OSError):
             # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
             socket.socket.shutdown(self.sock, directions)
 
-    def close(self) -> None:
-        if self.clock.process != os.getpid():  # a fork copies a lock as held as it is
-            self.sock.close()
-            return
-        with self.clock.lock:  # nobody may be shutting down the descriptor that this frees
-            self.clock.entries.pop(self.key, None)
-            self.sock.close()
 
-    def wait_for(self, operation: Callable[..., Any], *args: Any) -> Any:
-        """Call what may wait on the socket; without a clock, look now and then whether it ended."""
-        while self.uses_own_timeout:
-            entry = self.clock.entries.get(self.key)
-            left = entry[0] - time.monotonic() if entry else 0
-            if left <= 0:
-                self.clock.entries.pop(self.key, None)
-                raise ConnectionAbortedError('timed out')
-            self.sock.settimeout(min(left, _POLL))
-            with contextlib.suppress(socket.timeout):
-                return operation(*args)
-        return operation(*args)
+# ------------------------------------------------------------------------------------------- Friend
 
-    def _send_pieces(self, data: Any) -> None:
-        data = memoryview(data)
-        while data:
-            data = data[self.wait_for(self.sock.send, data) :]
-
-
-# ------------------------------------------------------------------------------------ signatures
-# HTTP Message Signatures (RFC 9421) by hmac-sha256, over a Content-Digest (RFC 9530).  Both sides
-# sign the content type and the digest of the body; a call also its method and path, a reply also
-# its status and the signature of its call, so that it is no reply to another.  Of structured
-# fields (RFC 9651) only this one form is read.
-#
-# @authority is not signed: a reverse proxy sends another Host, and a service does not know by
-# which names it is called.  The key says which service is meant.  @path is the rule alone: a
-# prefix of the address is for the proxy or server that cuts it off.  Each side encodes it anew,
-# because gateways do.
-
-_WINDOW = 300  # seconds that two clocks may differ, as in Kerberos
-_SPAN = 30  # seconds: the nonces of such a time are forgotten together
-_LEAST_KEY = 32  # bytes, as many as the hash has (RFC 7518, 3.2)
-
-_SIGNED_FIELDS = ('content-type', 'content-digest', 'signature-input', 'signature')
-_PARAMETER = r';(?:created=([1-9][0-9]{0,14})|(nonce|keyid|alg)="([ !#-\[\]-~]{1,64})")'
-_SIGNATURE_INPUT = rf'([a-z*][a-z0-9_.*-]*)=(\(([^()]*)\)((?:{_PARAMETER}){{2,4}}))'
-_SIGNED_CHALLENGE = (('WWW-Authenticate', 'Signature realm="microconnect"'),)
-
-
-def _checked_key(key: Any) -> bytes:
-    """*key* as bytes; an error does not show it."""
-    if isinstance(key, str):
-        key = key.encode('utf-8', 'surrogatepass')
-    if not isinstance(key, bytes):
-        raise TypeError('secretKey is a string or bytes, or a list of them')
-    if len(key) < _LEAST_KEY:
-        advice = "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
-        raise ValueError(f'secretKey has {len(key)} bytes, not {_LEAST_KEY} random ones: {advice}')
-    return key
-
-
-def _content_digest(body: bytes) -> str:
-    return f'sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:'
-
-
-def _signature(key: bytes, parts: Mapping[str, str], covered: str) -> str:
-    """The signature of *parts*, identifier -> value (RFC 9421, 2.5).
-
-    *covered* lists the identifiers, with the parameters of the signature.
-    """
-    lines = [f'{identifier}: {value}' for identifier, value in parts.items()]
-    base = '\n'.join([*lines, f'"@signature-params": {covered}']).encode('utf-8', 'surrogatepass')
-    return f':{base64.b64encode(hmac.digest(key, base, "sha256")).decode()}:'
-
-
-def _call_parts(method: str, path: str) -> dict[str, str]:
-    return {'"@method"': method, '"@path"': _quoted(path)}
-
-
-def _reply_parts(status: int, signature: str) -> dict[str, str]:
-    """Of a reply to the call with this field Signature."""
-    label, _, value = signature.partition('=')
-    return {'"@status"': str(status), f'"signature";req;key="{label}"': value}
-
-
-class _Keys:
-    """The secretKey of a service or a friend; of a list the first signs, and any verifies."""
-
-    holds_tokens = True  # see _json_form
-
-    def __init__(self, secret_key: SecretKey) -> None:
-        several = secret_key if isinstance(secret_key, (list, tuple)) else (secret_key,)
-        if not several:
-            raise ValueError('secretKey is an empty list: give at least one')
-        self.keys = [_checked_key(key) for key in several]
-        # Each message tells its id, so that an error can tell another key from an altered message.
-        self.ids = [hmac.digest(key, b'keyid', 'sha256')[:8].hex() for key in self.keys]
-
-    def __reduce__(self) -> Any:
-        raise TypeError('a secretKey is not copied: give it to each process')
-
-    def sign(self, parts: dict[str, str], kind: str, body: bytes, now: float) -> Headers:
-        """Give the fields that sign *parts*, the content type and the body."""
-        digest = _content_digest(body)
-        parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
-        covered = f'({" ".join(parts)});created={int(now)};nonce="{os.urandom(16).hex()}"'
-        covered += f';keyid="{self.ids[0]}";alg="hmac-sha256"'
-        signature = _signature(self.keys[0], parts, covered)
-        return (
-            ('Content-Digest', digest),
-            ('Signature-Input', f'sig={covered}'),
-            ('Signature', f'sig={signature}'),
-        )
-
-    def verify(
-        self, parts: dict[str, str], headers: Mapping[str, str], body: bytes
-    ) -> tuple[int, str]:
-        """Give `created` and `nonce`; ValueError says why the signature does not hold."""
-        if 'signature' not in headers:
-            raise ValueError('it is not signed; both sides need the same secretKey')
-        missing = [name.title() for name in _SIGNED_FIELDS if name not in headers]
-        if missing:
-            raise ValueError(f'it has no {missing[0]}')
-        kind, digest, given, signature = (headers[name] for name in _SIGNED_FIELDS)
-        parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
-        found = re.fullmatch(_SIGNATURE_INPUT, given)
-        label, covered, listed, parameters = found.groups()[:4] if found else [''] * 4
-        each = re.findall(_PARAMETER, parameters)
-        values = {name or 'created': created or value for created, name, value in each}
-        has_all = len(values) == len(each) and {'created', 'nonce'} <= values.keys()
-        wanted = ' '.join(parts)
-        if listed != wanted or not has_all or values.get('alg', 'hmac-sha256') != 'hmac-sha256':
-            rest = 'created, nonce and perhaps keyid and alg="hmac-sha256"'
-            raise ValueError(f'its Signature-Input is not label=({wanted}) with {rest}')
-        signatures = [f'{label}={_signature(key, parts, covered)}' for key in self.keys]
-        if not _same_token(signature, signatures):
-            is_known = values.get('keyid') in self.ids
-            why = 'it was altered on its way' if is_known else 'it is of another secretKey'
-            raise ValueError(f'its signature does not hold: {why}')
-        if digest != _content_digest(body):  # last: the body of a stranger is not worth the time
-            raise ValueError('its body is not the one of its Content-Digest')
-        return int(values['created']), values['nonce']
-
-
-def _keys_of(secret_key: SecretKey) -> Any:
-    """None where a key was expected and is missing, and False where none is wanted."""
-    return secret_key if secret_key is None or secret_key is False else _Keys(secret_key)
-
-
-class _Nonces:
-    """The nonces of the calls that a service took, so that it takes none twice.
-
-    A call that was signed before `since` may have been taken already, and is refused.  `since` is
-    the start of the process, and moves on when nonces are dropped.  Each process knows only those
-    that it took itself.
-    """
-
-    def __init__(self, now: float, most: int = 1 << 20) -> None:
-        self.process = os.getpid()
-        self.since = int(now)  # the calls of its first second are taken, too
-        self.most = most  # 130 MB; above 3,000 calls/s they do not reach back the whole window
-        self.spent: dict[int, set[str]] = {}  # by the time of their calls
-
-    def spend(self, created: int, nonce: str, now: float) -> None:
-        """Note that a call is taken; ValueError or Busy if it must not be."""
-        age = int(now) - created
-        if abs(age) > _WINDOW:
-            when = f'{abs(age)} s {"ago" if age > 0 else "ahead"}'
-            raise ValueError(f'it was signed {when}, and two clocks may differ by {_WINDOW} s')
-        with _lock_of_process('nonces'):
-            if self.process != os.getpid():  # after a fork: its parent and siblings took others
-                self.process, self.since = os.getpid(), max(self.since, int(now))
-            while self.spent:
-                oldest = min(self.spent)
-                end = (oldest + 1) * _SPAN
-                if end + _WINDOW > now and sum(map(len, self.spent.values())) < self.most:
-                    break
-                del self.spent[oldest]
-                self.since = max(self.since, end)
-            if created < self.since:
-                raise Busy('the call is from before the time that is remembered; sign it again')
-            if any(nonce in spent for spent in self.spent.values()):
-                raise ValueError('it came before, and is taken once')
-            self.spent.setdefault(created // _SPAN, set()).add(nonce)
-
-
-def _check_reply(keys: _Keys, signature: str, reply: _ReplyHead, body: bytes) -> None:
-    """BadReply if a reply to the call with this field Signature is not signed by one of *keys*."""
-    try:
-        keys.verify(_reply_parts(reply.status, signature), reply.headers, body)
-    except ValueError as error:
-        told = ''
-        if reply.status != 200 and len(body) <= _MOST_TEXT:
-            # Tell what it says, but do not believe that nothing ran.
-            says = _printable(str(_error_from_reply(reply.status, body)))
-            told = f'; it says {reply.status}: {says}'
-        raise BadReply(f'the reply is refused: {error}{told}', status=reply.status) from None
-
-
-# ----------------------------------------------------------------------------------------- rules
-
-_DEBUG, _INFO = 10, 20  # logging's levels
-_PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch standard)
-    ('Access-Control-Allow-Methods', ', '.join(_METHODS)),
-    ('Access-Control-Allow-Headers', 'Content-Type'),
-    ('Access-Control-Max-Age', '3600'),
-)
-
-_Rule = collections.namedtuple(
-    '_Rule', 'path function methods token signature cell', defaults=(None, None, None)
-)
-
-
-def _without_partial(function: Any) -> Any:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _code_flags(function: Any) -> int:
-    """The flags of the code that calling *function* runs; 0 where it is not Python's."""
-    function = _without_partial(function)
-    if not isinstance(function, (types.FunctionType, types.MethodType)):
-        function = type(function).__call__
-    code = getattr(function, '__code__', None)
-    return code.co_flags if code else 0
-
-
-def _signature_of(function: Any) -> Any:
-    """What to bind arguments to before the call; None where the call itself tells a misfit.
-
-    A plain function of CPython does not begin to run then.  A decorator's wrapper does, and a
-    class or a builtin does not show it.
-    """
-    is_plain = isinstance(function, (types.FunctionType, types.MethodType))
-    if is_plain and not hasattr(function, '__wrapped__') and sys.implementation.name == 'cpython':
-        return None
-    import inspect
-
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
-        return None
-
-
-def _check_arguments(rule: _Rule, args: list[Any], kwargs: dict[str, Any]) -> None:
-    try:
-        rule.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        name = getattr(rule.function, '__qualname__', rule.path)
-        is_wrapped = hasattr(rule.function, '__wrapped__')
-        hint = ': its decorator may have to set __signature__' if is_wrapped else ''
-        raise BadArguments(f'{name}() {error}{hint}') from None
-
-
-def _check_not_in_class(function: Any) -> None:
-    """Refuse a method in the body of its class: a call would have no object to go with it."""
-    attributes = getattr(function, '__dict__', None)
-    if isinstance(attributes, dict):
-        function = attributes.get('__wrapped__', function)  # of a decorator
-    if not isinstance(function, types.FunctionType):
-        return
-    owner, _, name = function.__qualname__.rpartition('.')
-    code = function.__code__
-    is_method = code.co_varnames[: code.co_argcount][:1] in (('self',), ('cls',))
-    if owner and is_method and not owner.endswith('<locals>'):
-        advice = f"register it bound: Micro.typing('/{name}')(obj.{name})"
-        raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
-
-
-def _cell() -> Any:
-    """The notebook cell that runs, where the front end names it: JupyterLab and VS Code do."""
-    with contextlib.suppress(Exception):
-        return sys.modules['IPython'].get_ipython().get_parent()['metadata']['cellId']
-    return None
-
-
-def _is_redefinition(rule: _Rule, function: Any) -> bool:
-    """Whether a prompt defined the function again, or a notebook cell that may have renamed it."""
-    name = getattr(function, '__qualname__', '<>')
-    is_again = '<' not in name and name == getattr(rule.function, '__qualname__', '')
-    is_same_cell = rule.cell is not None and rule.cell == _cell()
-    return hasattr(sys, 'ps1') and (is_again or is_same_cell)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-# A list in which a friend in this process finds the exception that its call raised.
-_caught: Any = contextvars.ContextVar('microconnect.caught', default=None)
-_in_async_rule = contextvars.ContextVar('microconnect.in_async_rule', default=False)
-
-
-def _would_block_rules() -> bool:
-    """Whether the caller is an async rule on a running loop: to wait here would stop the others."""
-    import asyncio
-
-    return _in_async_rule.get() and asyncio._get_running_loop() is not None
-
-
-def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
-    """Refuse what a foreign web page makes its visitor's browser ask.
-
-    Under DNS rebinding Origin and Host agree on a name: therefore only localhost and IP addresses
-    count as the same origin.
-    """
-    origin, host = headers.get('origin'), headers.get('host', '')
-    if origin in origins:
-        return
-    if origin is not None:
-        name = re.sub(r':[0-9]*\Z', '', host)
-        is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
-        if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
-            advice = f'Microservice(..., origins=({origin[:200]!r},)) lets them'
-            if not re.fullmatch(_ORIGIN, origin):
-                advice = f'{origin[:200]!r} cannot be allowed; serve the page by http'
-            raise Forbidden(f'pages of that origin may not call this service: {advice}', status=403)
-    elif headers.get('sec-fetch-site') == 'cross-site':
-        raise Forbidden('web pages of other sites may not call this service', status=403)
-
-
-def _nearest(path: str, rules: Iterable[str]) -> str:
-    import difflib
-
-    return ''.join(difflib.get_close_matches(path[:200], list(rules), 1))
-
-
-def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[str]) -> UnknownRule:
-    """Why there is no rule to call.  A stranger is told the names of open rules only."""
-    if method not in _METHODS + ('HEAD',):
-        return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
-    rule = rules.get(path)
-    if rule is not None:
-        advice = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
-        advice += f", or methods=('{method}',) in the service" if method in _METHODS else ''
-        methods = ', '.join(rule.methods)
-        text = f'{path} answers {methods}, not {method}: {advice}'
-        return UnknownRule(text, status=405, headers=(('Allow', methods),))
-    near = _nearest(path, is_open) if len(is_open) <= 100 else ''  # 2 ms of comparing names
-    hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
-    if '?' in path:
-        path = path[: path.index('?') + 1]  # what follows may be a token
-        hint = 'the arguments of a call are in its body, not in a query'
-    return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
-
-
-def _refusal(error: MicroconnectError | MemoryError) -> Answer:
-    """The answer to a request for which nothing has run."""
-    if isinstance(error, MemoryError):
-        error = Busy('no memory is left for this request')
-    status = error.status or 500
-    extra: Headers = getattr(error, 'headers', ())
-    return status, _PROBLEM + extra, _problem(status, str(error))
-
-
-def _description(error: BaseException) -> dict[str, str]:
-    """What a caller is told of an exception: its class, the nearest builtin one, its message."""
-    kinds: tuple[type, ...] = type(error).__mro__
-    name, message = _bounded(type(error).__name__), _text_of(error)
-    if isinstance(error, RemoteError):  # a service further on raised: its word counts
-        name, message = _bounded(error.type), _bounded(error.message)
-    elif isinstance(error, MicroconnectError):  # a ConnectionError would invite a retry
-        kinds = (Exception,)
-    bases = (kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
-    return {'type': name, 'base': next(bases), 'message': message}
-
-
-def _traceback_of(error: BaseException) -> str:
-    import traceback
-
-    try:
-        return ''.join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception as failure:  # a SyntaxError with odd arguments fails, for one
-        return f'it cannot be formatted: {_text_of(failure)}'
-
-
-class _Rules:
-    """The rules and their tokens, and how a request is answered: nothing here knows a socket."""
-
-    holds_tokens = True  # see _json_form
-    token = _token_property
-    secretKey = _key_property
-    _tokens: _Tokens
-
-    def __init__(
-        self, name: str, debug: Any, token: Any, secret_key: Any, origins: Any, max_body: int
-    ) -> None:
-        self.name = name
-        self.debug: bool | None = debug
-        self.max_body = _checked_number('max_body', max_body)
-        self.token = token
-        self._keys = _keys_of(secret_key)
-        self._nonces = _Nonces(time.time())
-        self._origins = _checked_origins(origins)
-        self._rules: dict[str, _Rule] = {}
-        self._loop = _Loop()
-        self._debug_of_start: bool | None = None  # while it serves
-        self._is_told = True  # whether each answer is logged, printed or for a page
-        self._looks_at = 0.0  # when that is looked up again
-
-    def typing(
-        self, rule: str = '', token: Token = False, methods: Sequence[str] = ('POST',)
-    ) -> Callable[[Function], Function]:
-        """Decorate a function to answer under *rule*; it stays callable as usual.
-
-        Arguments have to fit `inspect.signature` of the function.  So a decorator that hands over
-        arguments of its own has to set `__signature__`.
-
-        Args:
-            rule: the path, matched exactly; a '/' is put before it if missing.
-            token (str, or a list of them): what callers have to give.
-            methods: the HTTP methods it answers, default POST alone.
-
-        Raises:
-            TypeError, ValueError: at decoration, for what cannot work.
-        """
-        if not isinstance(rule, str) or not rule:
-            name = getattr(rule, '__name__', 'rule')
-            raise TypeError(f"write @Micro.typing('/{name}'), with the rule in brackets")
-        path = _path_of(rule)
-        if re.search(r'/(?:<[\w:]+>|\{[\w:]+\})(?:/|\Z)', path):  # of Flask or FastAPI
-            raise ValueError(f'a rule has no variables, as in {path!r}: pass arguments instead')
-        if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
-            raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
-        token = _checked_token(rule, token)
-
-        def register(function: Function) -> Function:
-            self.reply(function)
-            _check_not_in_class(function)
-            if path in self._rules and not _is_redefinition(self._rules[path], function):
-                raise ValueError(f'rule {path!r} is taken already: give each function its own')
-            signature = _signature_of(function)
-            self._rules[path] = _Rule(path, function, tuple(methods), token, signature, _cell())
-            if token:
-                self.token.pop(path, None)  # this one takes the place of one given before
-            return function
-
-        return register
-
-    route = typing
-
-    def reply(self, function: Function = None) -> Function:  # type: ignore[assignment]
-        """Mark *function* as one that answers calls; `typing` alone does the same."""
-        if not callable(function):
-            raise TypeError('write @Micro.reply above a function, without brackets')
-        return function
-
-    def rules(self) -> dict[str, dict[str, Any]]:
-        """Tell how each rule is called.
-
-        Others can ask once this is a rule, too: ``Micro.typing('/rules')(Micro.rules)``.  They
-        also see the defaults of arguments.
-
-        Returns:
-            rule -> {'signature': '(a, b=1)', 'doc': the first line of the docstring,
-            'methods': ['POST'], 'token': whether it wants one}; plain data, sorted by rule.
-        """
-        import inspect
-
-        tokens, told = self._tokens, {}
-        for path, rule in sorted(self._rules.copy().items()):
-            signature, doc = '(...)', ''
-            with contextlib.suppress(Exception):  # some builtins have none; a repr may raise
-                signature = _bounded(str(inspect.signature(rule.function)))
-            with contextlib.suppress(Exception):
-                doc = inspect.getdoc(_without_partial(rule.function)) or ''
-            told[path] = {
-                'signature': signature,
-                'doc': _bounded(doc.partition('\n')[0]),
-                'methods': list(rule.methods),
-                'token': bool(tokens.by_rule.get(path) or rule.token or tokens.for_all),
-            }
-        return told
-
-    def answer(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes = b'',
-        caller: str = '',
-    ) -> Answer:
-        """Answer one request, in any server.
-
-        Args:
-            method: the HTTP method.
-            path: the rule, percent-encoding decoded.
-            headers: name -> value, in any case.
-            body: the body, whole.
-            caller: the address that the log names.
-
-        Returns:
-            (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
-            a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
-        """
-        head = _RequestHead(method, path, _joined(headers.items()))
-        return self._handle(head, body, caller, time.monotonic())
-
-    async def aanswer(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes = b'',
-        caller: str = '',
-    ) -> Answer:
-        """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
-        import asyncio
-
-        begun, signed = time.monotonic(), ''
-        head = _RequestHead(method, path, _joined(headers.items()))
-        rule = self._rules.get(path)
-        if rule is None or not _code_flags(rule.function) & 0x80:  # it is not async
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, self._handle, head, body, caller, begun)
-        try:
-            if self._keys:
-                signed = self._verify(head, body)
-            rule, args, kwargs = self._check_request(head, body)
-        except (MicroconnectError, MemoryError) as error:
-            return self._finish(_refusal(error), caller, head, begun, signed)
-        try:
-            value = rule.function(*args, **kwargs)
-        except BaseException as error:
-            answer = self._raised(rule, error)
-        else:
-            answer = await self._await(rule, value)
-        return self._finish(answer, caller, head, begun, signed)
-
-    def _handle(
-        self, head: _RequestHead, body: bytes, caller: str, begun: float, busy: Busy | None = None
-    ) -> Answer:
-        """`answer`, for header names in lower case; *busy* is why nothing is run."""
-        signed = ''
-        try:
-            if self._keys:
-                signed = self._verify(head, body)
-            if busy:
-                raise busy
-            rule, args, kwargs = self._check_request(head, body)
-        except (MicroconnectError, MemoryError) as error:
-            return self._finish(_refusal(error), caller, head, begun, signed)
-        try:
-            # A context of its own: what a call sets must not reach the connection's next one.
-            context = contextvars.copy_context()
-            # A partial: PyPy's `run` has parameters whose names the keywords may have.
-            value = context.run(functools.partial(rule.function, *args, **kwargs))
-            # A plain callable may return a coroutine, too.  `isinstance` with an abstract class is
-            # slow, so the usual types are told apart first: that is worth 3 % of a call.
-            if type(value) not in _NATIVE and isinstance(value, abc.Awaitable):
-                answer = self._loop.result_of(self._await(rule, value), value)
-            else:
-                answer = context.run(self._reply_with, value)
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
-                raise
-            answer = self._raised(rule, error)
-        if begun >= self._looks_at:  # once a second: to ask logging each time slows all calls down
-            logger = _logger or _find_logger()
-            is_logged = logger and logger.isEnabledFor(_DEBUG)
-            self._is_told = bool(is_logged or self._origins or self._is_in_debug())
-            self._looks_at = begun + 1
-        if signed or self._is_told or answer[0] != 200:
-            return self._finish(answer, caller, head, begun, signed)
-        return answer
-
-    def _finish(
-        self,
-        answer: Answer,
-        caller: str,
-        head: _RequestHead = _NO_HEAD,
-        begun: float = math.inf,
-        signed: str = '',
-    ) -> Answer:
-        """Log an answer, sign it if its call was *signed*, and allow a page to read it."""
-        status, fields, body = answer
-        self._log_call(status, body, head.path, caller, begun)
-        if signed:
-            # It is empty for a call that came again: a signed refusal would pass for its reply.
-            parts = _reply_parts(status, signed)
-            fields += self._keys.sign(parts, fields[0][1], body, time.time())
-        if self._origins:
-            fields += (('Vary', 'Origin'),)
-            if head.headers.get('origin') in self._origins:
-                fields += (('Access-Control-Allow-Origin', head.headers['origin']),)
-                if 'access-control-request-method' in head.headers:
-                    fields += _PREFLIGHT
-        return status, fields, body
-
-    def _log_call(self, status: int, body: bytes, path: str, caller: str, begun: float) -> None:
-        """One line for a call: at DEBUG, and in debug on stderr; for a refusal at INFO."""
-        is_refusal = status not in (200, 500)
-        logger = _logger or _find_logger()
-        is_logged = logger and logger.isEnabledFor(_INFO if is_refusal else _DEBUG)
-        if not (is_logged or self._is_in_debug()):
-            return
-        rule = path.partition('?')[0][:200]
-        spent = 1000 * max(time.monotonic() - begun, 0)
-        line = f'{"refused" if is_refusal else "answered"} {status}: {rule!r}'
-        line += f' from {caller!r}' if caller else ''
-        line += f' in {spent:.1f} ms'
-        if is_refusal:
-            line += f': {_decode(body)["detail"]!r}'
-        if is_logged:
-            facts = {'rule': rule, 'status': status, 'milliseconds': spent, 'caller': caller}
-            _log('info' if is_refusal else 'debug', '%s', line, extra=facts)
-        if self._is_in_debug():
-            _say(f'{self.name}: {line}', sys.stderr)
-
-    def _is_in_debug(self) -> bool:
-        return bool(self.debug if self._debug_of_start is None else self._debug_of_start)
-
-    def _is_preflight(self, head: _RequestHead) -> bool:
-        """Whether a browser asks if a page of an allowed origin may call."""
-        is_asked = head.method == 'OPTIONS' and 'access-control-request-method' in head.headers
-        return is_asked and head.headers.get('origin') in self._origins
-
-    def _is_health(self, head: _RequestHead) -> bool:
-        """Whether it asks for the name of the service, which no rule answers."""
-        rule = self._rules.get('/')
-        is_asked = head.path == '/' and head.method in ('GET', 'HEAD')
-        return is_asked and not (rule and head.method in rule.methods)
-
-    def _check_request(
-        self, head: _RequestHead, body: bytes
-    ) -> tuple[_Rule, list[Any], dict[str, Any]]:
-        """Check a request; MicroconnectError refuses it: until here nothing has run."""
-        method, path, headers = head.method, head.path, head.headers
-        if 'origin' in headers or 'sec-fetch-site' in headers:
-            _check_browser(headers, self._origins)
-            if self._is_preflight(head):
-                return _Rule(path, lambda: None, (method,)), [], {}
-        rule = self._rules.get(path)
-        if rule is None or method not in rule.methods:
-            if self._is_health(head):
-                return _Rule(path, lambda: self.name, (method,)), [], {}
-            raise _no_rule(method, path, self._rules, self._open_rules())
-        if len(body) > self.max_body:
-            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
-        kind = headers.get('content-type', '')
-        if (body or method != 'GET') and not _is_json(kind):
-            raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
-        tokens = self._tokens
-        wanted = tokens.by_rule.get(path) or rule.token or tokens.for_all
-        if len(body) <= _LARGE:
-            args, kwargs = _parse_call(path, body, wanted)
-        else:
-            # What a stranger sent is dropped before the next large body is decoded.
-            with _lock_of_process('decode'):
-                args, kwargs = _parse_call(path, body, wanted)
-        if rule.signature:
-            _check_arguments(rule, args, kwargs)
-        return rule, args, kwargs
-
-    def _verify(self, head: _RequestHead, body: bytes) -> str:
-        """Give the signature of a call that is signed and new, else raise Forbidden or Busy.
-
-        An empty string for what runs no function: GET / and what a browser asks before a call.
-        """
-        # First: the signature does not cover what this looks at, so this refusal is not signed.
-        _check_browser(head.headers, self._origins)
-        if self._is_health(head) or self._is_preflight(head):
-            return ''
-        if len(body) > self.max_body:  # perhaps it was not read whole
-            raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
-        try:
-            parts = _call_parts(head.method, head.path)
-            created, nonce = self._keys.verify(parts, head.headers, body)
-            self._nonces.spend(created, nonce, time.time())
-        except ValueError as error:
-            raise Forbidden(f'the call is refused: {error}', headers=_SIGNED_CHALLENGE) from None
-        return str(head.headers['signature'])
-
-    def _open_rules(self) -> list[str]:
-        """The rules that anyone can call."""
-        tokens = self._tokens
-        rules = [] if tokens.for_all or self._keys else self._rules.copy().values()
-        return [r.path for r in rules if not (r.token or r.path in tokens.by_rule)]
-
-    async def _await(self, rule: _Rule, value: Any) -> Answer:
-        import asyncio
-
-        before = _in_async_rule.get()
-        _in_async_rule.set(True)
-        try:
-            return self._reply_with(await value if isinstance(value, abc.Awaitable) else value)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            return self._raised(rule, error, has_begun=True)
-        finally:
-            _in_async_rule.set(before)
-
-    def _reply_with(self, value: Any) -> Answer:
-        if isinstance(value, types.GeneratorType):  # here, so that what it raises is the rule's
-            value = _items(value, self.max_body)
-        body = _encode(value if type(value) is tuple else (value,), 'reply')
-        if len(body) > self.max_body:
-            raise ValueError(str(_over_max_body(f'the reply of {len(body)} bytes', self.max_body)))
-        return 200, _JSON, body
-
-    def _raised(self, rule: _Rule, error: BaseException, has_begun: bool = False) -> Answer:
-        """The answer that tells what the function raised, or that it could not be called."""
-        trace = error.__traceback__
-        is_call = not has_begun and isinstance(error, TypeError) and trace and not trace.tb_next
-        if is_call and _code_flags(rule.function):
-            # One frame: Python code would have a second, had the function begun to run.
-            return _refusal(BadArguments(str(error)))
-        slot = _caught.get()
-        if slot:
-            slot[0] = error
-        text = _traceback_of(error)
-        is_long = len(text) > 2 * _MOST_TEXT
-        more = f': {_bounded(text)}' if is_long else ''
-        info = None if is_long else (type(error), error, trace)
-        _log('error', '%s raised%s', rule.path, more, exc_info=info)
-        members = _description(error)
-        if self._is_in_debug():
-            members['traceback'] = _bounded(text)
-        detail = f'{members["type"]}: {members["message"]}'
-        return 500, _PROBLEM, _problem(500, detail, exception=members)
-
-
-class _Loop:
-    """The event loop that async rules share, in a thread that starts with their first call."""
-
-    def __init__(self) -> None:
-        self.process = 0
-        self.loop: Any = None
-        self.has_ended = threading.Event()
-        self.thread: threading.Thread | None = None
-
-    def result_of(self, coroutine: Coroutine[Any, Any, Answer], value: Any) -> Answer:
-        """Run *coroutine*, which awaits *value*, on the loop, and give what it returns."""
-        import concurrent.futures
-
-        try:
-            future, has_ended = self._schedule(coroutine)
-        except Exception:
-            coroutine.close()  # or Python warns that nobody awaited them
-            getattr(value, 'close', int)()
-            raise
-        try:
-            # Not result(1): its TimeoutError could be another's, such as of a signal's handler.
-            while not (has_ended.is_set() or concurrent.futures.wait([future], 1).done):
-                pass  # the loop may have ended before it took this up
-        finally:
-            future.cancel()  # nobody waits any more; a future that is done stays as it is
-        return future.result()  # type: ignore[no-any-return]
-
-    def _schedule(self, coroutine: Coroutine[Any, Any, Answer]) -> tuple[Any, threading.Event]:
-        import asyncio
-
-        if _would_block_rules():
-            raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
-        with _lock_of_process('start and stop'):
-            if self.process != os.getpid() or not self.thread or self.has_ended.is_set():
-                loop, has_ended = asyncio.new_event_loop(), threading.Event()
-                thread = threading.Thread(target=_run_loop, args=(loop, has_ended), daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the system has no more threads
-                    loop.close()
-                    raise
-                self.process, self.loop, self.has_ended = os.getpid(), loop, has_ended
-                self.thread = thread
-                # A service may be left behind, never stopped.
-                weakref.finalize(self, _stop_loop, loop).atexit = False
-            return asyncio.run_coroutine_threadsafe(coroutine, self.loop), self.has_ended
-
-    def close(self) -> None:
-        with _lock_of_process('start and stop'):
-            thread, self.thread = self.thread, None
-        if thread and self.process == os.getpid():
-            _stop_loop(self.loop)
-            if thread is not threading.current_thread():
-                thread.join(2)
-
-
-def _stop_loop(loop: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # it has ended by itself
-        loop.call_soon_threadsafe(loop.stop)
-
-
-def _run_loop(loop: Any, has_ended: threading.Event) -> None:
-    """Run *loop* until it is stopped or a task raises SystemExit; then cancel what is left."""
-    import asyncio
-
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        has_ended.set()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-# ----------------------------------------------------------------------------------------- hosts
-# What receives requests and sends the answers of `_Rules`: WSGI, ASGI, and our own listener.
-
-
-def _wsgi(
-    service: _Rules, environ: dict[str, Any], start_response: Callable[..., Any]
-) -> list[bytes]:
-    names = (name for name in environ if name[:5] == 'HTTP_')
-    headers = {name[5:].replace('_', '-').lower(): environ[name] for name in names}
-    headers['content-type'] = environ.get('CONTENT_TYPE', '')
-    method, caller = environ['REQUEST_METHOD'], environ.get('REMOTE_ADDR', '')
-    try:
-        body = _wsgi_body(environ, service.max_body)
-        path = _utf8(environ.get('PATH_INFO', '').encode('latin-1')) or '/'
-        path += '?' if environ.get('QUERY_STRING') else ''
-        answer = service.answer(method, path, headers, body, caller)
-    except MicroconnectError as error:
-        answer = service._finish(_refusal(error), caller, _RequestHead(method, '', headers))
-    status, fields, reply = answer
-    fields += (('Content-Length', str(len(reply))),)
-    start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
-    return [] if method == 'HEAD' else [reply]
-
-
-def _wsgi_body(environ: Mapping[str, Any], limit: int) -> bytes:
-    length = _body_length({'content-length': environ.get('CONTENT_LENGTH') or '0'}, b'1', 0)
-    if length > limit:
-        raise _over_max_body(f'the body of {length} bytes', limit)
-    is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
-    if is_chunked and not environ.get('wsgi.input_terminated'):  # nobody says where it ends
-        raise BadCall('a body needs a Content-Length here', status=411)
-    body: bytes = environ['wsgi.input'].read(limit + 1 if is_chunked else length)
-    if len(body) < length:
-        raise BadCall('the body is shorter than its Content-Length')
-    return body
-
-
-async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
-    if scope['type'] == 'lifespan':
-        for phase in ('startup', 'shutdown'):
-            await receive()
-            await send({'type': f'lifespan.{phase}.complete'})
-        return
-    if scope['type'] != 'http':
-        raise RuntimeError(f'only http is answered, not {scope["type"]}')
-    body, more = bytearray(), True
-    while more and len(body) <= service.max_body:
-        message = await receive()
-        if message['type'] == 'http.disconnect':
-            return
-        body += message.get('body', b'')
-        more = message.get('more_body', False)
-    headers = _joined((k.decode('latin-1'), v.decode('latin-1')) for k, v in scope['headers'])
-    path, root = scope['path'], scope.get('root_path', '').rstrip('/')
-    path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
-    path += '?' if scope.get('query_string') else ''
-    host, port = scope.get('client') or ('', None)
-    caller = _netloc(host, port) if port else host  # a Unix socket has no port
-    method = scope['method']
-    status, fields, reply = await service.aanswer(method, path, headers, bytes(body), caller)
-    fields += (('Content-Length', str(len(reply))),)
-    raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
-    await send({'type': 'http.response.start', 'status': status, 'headers': raw})
-    await send({'type': 'http.response.body', 'body': b'' if method == 'HEAD' else reply})
-
-
-_FIRST_READ = 1 << 14  # bytes; most messages are smaller, and a waiting connection holds no more
-_PIECE = 1 << 16  # bytes of a large body read at a time
-_BLOCK = 1 << 18  # bytes that have to move within read_timeout
-_HELD = 64 << 20  # bytes of unfinished requests at once, if max_body is not larger
-_LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
-_LAST_WORDS = 0.1  # seconds that a refused peer has at stop to take its 408 or 503
-_TLS_ALERT = b'\x15\x03\x01\x00\x02\x02\x0a'  # fatal: unexpected message (RFC 8446, 6)
-_UNEXPECTED_EOF = 0x80  # ssl.OP_IGNORE_UNEXPECTED_EOF, which Python names from 3.10
-
-
-class _Connection:
-    """A connection to the listener, served in its own thread.
-
-    Each wait has a deadline.  If a wait for a request is ended early (it was too slow, a newcomer
-    needed room, the service stops), only the receiving half is shut down.  So the peer can be told
-    408, and knows that its request was not run.
-    """
-
-    def __init__(self, listener: _Listener, sock: socket.socket, address: Any) -> None:
-        self.listener = listener
-        self.micro = listener.micro
-        self.caller = _netloc(*address[:2])
-        self.reader = _Reader(_parse_request_head, _REQUEST_LINE, self.micro.max_head)
-        if self.micro._keys:
-            self.reader.max_cached = 0
-        self.timed = _TimedSocket(sock, listener.clock)
-        self.thread: threading.Thread | None = None
-        self.is_idle = True  # waits for a request's first bytes
-        self.is_answering = False  # from a request read whole to its reply sent
-        self.is_refusing = False  # says that nothing was run
-        self.held = 0  # bytes of the body that is being answered
-        # Spread, so that the connections of a burst do not all come back at once.
-        self.retire_at = time.monotonic() + self.micro.max_age * (1 - os.urandom(1)[0] / 2550)
-
-    def serve(self) -> None:
-        """Serve request after request until either side closes."""
-        self.thread = threading.current_thread()
-        head: _RequestHead | None = None
-        waiting = self.micro.read_timeout  # for the first word; later idle_timeout
-        try:
-            if self.listener.ssl_context:
-                self._begin_tls(self.listener.ssl_context)
-            while True:
-                head = None
-                head = self._read(self.reader.head, waiting=waiting)
-                if not head:
-                    break
-                if not self._serve_request(head):
-                    self._linger()
-                    break
-                waiting = self.micro.idle_timeout
-        except MicroconnectError as error:
-            self._refuse(error, head)
-        except MemoryError as error:
-            if not self.is_answering:  # else the function may have run
-                self._refuse(error, head)
-        except OSError:
-            pass  # the peer is gone, or was too slow to take its reply
-
-    def _begin_tls(self, context: Any) -> None:
-        plain = self.timed.sock
-        with _lock_of_process('wrap'):
-            # OpenSSL 3 would let nothing be sent after the receiving half is shut down.  The
-            # option is needed while wrapping only: the context is the caller's.
-            options = context.options
-            context.options |= _UNEXPECTED_EOF
-            try:
-                sock = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-            finally:
-                context.options = options
-        self.timed = _TimedSocket(sock, self.timed.clock)
-        self.timed.begin(time.monotonic() + self.micro.read_timeout)
-        try:
-            if not self.listener.stop_by:
-                # Apart from wrapping, so that the clock sees a silent peer.
-                self.timed.wait_for(sock.do_handshake)
-        except OSError as error:
-            _log('debug', 'a TLS handshake failed: %s', error)
-            if getattr(error, 'reason', '') == 'HTTP_REQUEST':  # OpenSSL says nothing then
-                socket.socket.send(self.timed.sock, _TLS_ALERT)
-            self.timed.finish()
-            self._linger()  # or a reset takes the alert along
-            raise
-        if not self.timed.finish():  # what was received is still there, but no reply could be sent
-            raise OSError('the TLS handshake was ended')
-
-    def _read(self, take: Callable[..., Any], *args: Any, waiting: float = 0) -> Any:
-        """Read until *take* gives something.
-
-        *waiting* is how long the peer may say nothing; None if it then closes.  What it has begun
-        to say has read_timeout for each block of bytes.
-        """
-        reader, timed = self.reader, self.timed
-        idle_until = time.monotonic() + waiting
-        count = _BLOCK
-        got = take(*args) if reader.buffer else None
-        while got is None:
-            is_idle = self.is_idle = waiting > 0 and reader.buffer in (b'', b'\r')  # no word yet
-            if is_idle:
-                deadline = idle_until
-            elif count >= _BLOCK:
-                deadline, count = time.monotonic() + self.micro.read_timeout, 0
-            timed.begin(deadline, socket.SHUT_RD)
-            if self.listener.stop_by:  # it ended the waits that it saw, perhaps not this one
-                timed.end(timed.key)
-            try:
-                data = timed.recv(_FIRST_READ if is_idle else _PIECE)
-            except OSError:
-                data = b''
-            self.is_idle = False
-            if not timed.finish():
-                # If a request is on its way just now, the 408 tells its sender that it did not run.
-                idle = 'the connection was idle, or the service stops; send again'
-                why = idle if is_idle else 'the request came too slowly'
-                raise Busy(why, status=408, was_idle=is_idle)
-            if is_idle and not data:
-                return None
-            count += len(data)
-            reader.feed(data)
-            if len(reader.buffer) + len(reader.content) > _PIECE:
-                self.listener.check_room()
-            got = take(*args)
-        return got
-
-    def _serve_request(self, head: _RequestHead) -> bool:
-        """Read the rest of a request, and answer it; False where the connection is to be closed."""
-        micro, reader = self.micro, self.reader
-        if head.count > micro.max_headers:
-            raise TooLarge(f'there are over {micro.max_headers} header lines', status=431)
-        if head.expects and head.length <= micro.max_body and not reader.buffer:
-            self.timed.begin(time.monotonic() + micro.read_timeout)
-            self.timed.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-            self.timed.finish()
-        body = reader.body(head.length, micro.max_body) if head.length else b''
-        if body is None:
-            body = self._read(reader.body, head.length, micro.max_body)
-        self.is_answering = True
-        self.held = len(body)
-        busy = Busy('the service is stopping') if self.listener.stop_by else None
-        now = time.monotonic()
-        status, headers, reply = micro._handle(head, body, self.caller, now, busy)
-        self.held = 0
-        keep = head.keep_alive and not (now > self.retire_at or self.listener.stop_by)
-        self._send(status, headers, reply, keep)
-        self.is_answering = False
-        return keep
-
-    def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
-        make = _reply_head.__wrapped__ if self.micro._keys else _reply_head  # signed: no two alike
-        head = make(status, headers, keep and self.micro.idle_timeout, int(time.time()))
-        head = b'%bContent-Length: %d\r\n\r\n' % (head, len(body))
-        if self.reader.last_head[:5] == b'HEAD ':
-            body = b''
-        self.reader.last_head = b''  # what comes next, such as a 408, is no reply to it
-        pieces: list[Any] = [head + body[:_PIECE]]
-        if len(body) > _PIECE:  # a copy of a large body would cost as much memory again
-            view, starts = memoryview(body), range(_PIECE, len(body), _BLOCK)
-            pieces += [view[start : start + _BLOCK] for start in starts]
-        for piece in pieces:
-            self.timed.begin(time.monotonic() + self.micro.read_timeout)
-            self.timed.sendall(piece)
-            if not self.timed.finish():
-                raise OSError('the peer was too slow to take its reply')
-
-    def _refuse(self, error: MicroconnectError | MemoryError, head: _RequestHead | None) -> None:
-        """Answer what is no whole request; nothing after it on this connection is read as one."""
-        self.is_answering, self.is_refusing = False, True
-        self.reader.buffer, self.reader.content = b'', bytearray()  # room for others
-        with contextlib.suppress(OSError):
-            answer = _refusal(error)
-            if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
-                answer = self.micro._finish(answer, self.caller, head or _NO_HEAD)
-            self._send(*answer, keep=False)
-            self._linger()
-
-    def _linger(self) -> None:
-        """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
-        self.timed.shutdown(socket.SHUT_WR)
-        self.is_answering = self.is_refusing = False
-        self.timed.begin(time.monotonic() + (_LAST_WORDS if self.listener.stop_by else _LINGER))
-        receive = functools.partial(socket.socket.recv, self.timed.sock)  # raw, under TLS too
-        while self.timed.wait_for(receive, _PIECE):
-            pass
-
-
-class _Listener(http.server.ThreadingHTTPServer):
-    """Accepts connections, which socketserver calls requests.
-
-    Its thread sleeps until one comes, or until `wake`.
-    """
-
-    request_queue_size = 1024  # the stock 5 resets most of a burst of clients
-    allow_reuse_address = os.name == 'posix'  # elsewhere two services could share a port
-    allow_reuse_port = False  # 3.13 would set it; here it is the caller's choice
-    timeout = 0  # `_accept` waits
-
-    def __init__(
-        self,
-        micro: Microservice,
-        address: tuple[str, int],
-        ssl_context: ssl.SSLContext | None,
-        reuse_port: bool,
-    ) -> None:
-        self.micro = micro
-        self.clock = _clock_of_process()
-        self.ssl_context: Any = ssl_context
-        self.reuse_port = reuse_port
-        self.connections: set[_Connection] = set()
-        self.stop_by: float | None = None
-        self.signal = ''  # that asked `run` to stop
-        self.has_ended = False
-        self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
-        super().__init__(address, http.server.BaseHTTPRequestHandler)
-        self.socket.setblocking(False)  # a newcomer may be gone before it is accepted
-        self.waking, self.alarm = socket.socketpair()
-        self.alarm.setblocking(False)
-        _sockets.update((self.socket, self.waking, self.alarm))
-        self.thread = threading.Thread(target=self.serve_in_thread, name='microconnect')
-        self.thread.daemon = True
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
-        if self.reuse_port:
-            if not hasattr(socket, 'SO_REUSEPORT'):
-                raise OSError(errno.ENOTSUP, 'this system cannot share a port: reuse_port=False')
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def url(self) -> str:
-        scheme = 'https' if self.ssl_context else 'http'
-        return f'{scheme}://{_netloc(_loopback(self.server_name), self.server_port)}'
-
-    def wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is full, and wakes already; or the listener ended
-            self.alarm.send(b'\0')
-
-    def stop(self, grace: float) -> None:
-        """Begin to stop: connections that answer no call end now, the others after *grace*."""
-        self.stop_by = min(self.stop_by or math.inf, time.monotonic() + grace)
-        self.wake()
-
-    def close(self) -> None:
-        """Release the port and whatever else is held, but for the connections."""
-        self.micro._debug_of_start, self.micro._looks_at = None, 0.0
-        self.server_close()
-        self.waking.close()
-        self.alarm.close()
-        self.has_ended = True
-
-    def serve_in_thread(self) -> None:
-        try:
-            self.serve()
-        finally:
-            self.close()
-
-    def serve(self) -> None:
-        """Serve until `stop`, and until the calls in flight have ended."""
-        while self.stop_by is None:
-            self._accept(None)
-        self._tell_of_stop()
-        for key, timed, connection in self._waits():
-            if not (connection.is_answering or connection.is_refusing):
-                timed.end(key)
-        while self.stop_by > time.monotonic() and not self._are_all(answering=False):
-            self._accept(self.stop_by - time.monotonic())
-        for _ in range(self.request_queue_size):  # those who came last get an answer too
-            if not self._accept(0):
-                break
-        self.server_close()
-        last = time.monotonic() + 10 * _LAST_WORDS  # much, for a machine under load
-        while time.monotonic() < last and not self._are_all(answering=True):
-            time.sleep(0.001)
-        for connection in self.connections.copy():
-            connection.timed.end(connection.timed.key, cut=True)
-        self.micro._loop.close()
-        _log('info', '%s has stopped', self.micro.name)
-
-    def _tell_of_stop(self) -> None:
-        """Say what is waited for."""
-        busy = sum(one.is_answering for one in self.connections.copy())
-        text = f'{self.micro.name} stops' + (f' on {self.signal}' if self.signal else '')
-        if busy:
-            left = max((self.stop_by or 0) - time.monotonic(), 0)
-            text += f': {_count(busy, "call")} in progress, up to {left:.0f} s'
-            text += '; again to end at once' if self.signal else ''
-        _log('info', text)
-        if self.signal and busy:
-            _say(text, sys.stdout)
-
-    def _accept(self, seconds: float | None) -> bool:
-        """Take a connection, if one comes in time and `wake` is not called; say whether."""
-        with getattr(selectors, 'PollSelector', selectors.SelectSelector)() as selector:
-            selector.register(self.socket, selectors.EVENT_READ)
-            selector.register(self.waking, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(seconds)]
-        if self.waking in ready:
-            self.waking.recv(4096)
-        if self.socket in ready:
-            self.handle_request()
-        return self.socket in ready
-
-    def check_room(self) -> None:
-        """Refuse one more block of a request if all of them hold too much already."""
-        held = 0
-        for one in self.connections.copy():
-            held += one.held + len(one.reader.buffer) + len(one.reader.content)
-        if held > max(_HELD, 2 * self.micro.max_body):
-            raise Busy('too many large requests at once; try again later')
-
-    def _are_all(self, answering: bool) -> bool:
-        """Whether each connection is answering a call, or whether none is."""
-        return all(one.is_answering == answering for one in self.connections.copy())
-
-    def _make_room(self) -> bool:
-        """Close the connection that is idle the longest; False if none is idle."""
-        return any(one.is_idle and timed.end(key) for key, timed, one in self._waits())
-
-    def _waits(self) -> list[tuple[int, _TimedSocket, _Connection]]:
-        """The present or last wait of each connection, the earliest first.
-
-        Look at the key before the connection: if that is idle afterwards, the key is that of an
-        idle wait, or of one that has ended.
-        """
-        waits = [(one.timed.key, one.timed, one) for one in self.connections.copy()]
-        return sorted(waits, key=lambda wait: wait[0])  # a later wait has a larger key
-
-    def get_request(self) -> Any:
-        try:
-            with _accepting:
-                sock, address = super().get_request()
-                return _Connection(self, sock, address), address
-        except BlockingIOError:
-            raise
-        except OSError:  # mostly: no descriptor is left
-            self._make_room()
-            time.sleep(0.01)
-            raise
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Make room for a newcomer, or tell it that there is none, without waiting for it."""
-        if len(self.connections) < self.micro.max_connections or self._make_room():
-            self.connections.add(request)
-            return True
-        self._turn_away(request)
-        return False
-
-    def _turn_away(self, request: _Connection) -> None:
-        sock = request.timed.sock
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            if self.ssl_context is None:
-                refusal = _refusal(Busy('every connection is busy; try again later'))
-                answer = self.micro._finish(refusal, request.caller)
-                request._send(*answer, keep=False)
-            sock.setblocking(False)
-            sock.recv(_BLOCK)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request(request, client_address)
-        except (RuntimeError, MemoryError):  # the system has no thread left
-            self._make_room()
-            self._turn_away(request)
-            self.shutdown_request(request)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection; ThreadingMixIn calls this in a thread of its own."""
-        request.serve()
-
-    def shutdown_request(self, request: Any) -> None:
-        request.timed.close()
-        self.connections.discard(request)
-        if self.stop_by is not None:
-            self.wake()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        _log('exception', 'a connection failed')
-
-
-# ---------------------------------------------------------------------------------- Microservice
-
-
-_served: weakref.WeakSet[Microservice] = weakref.WeakSet()
-
-
-class Microservice(_Rules):
-    """Functions that other processes call: the service.
-
-    You call: `typing` (or `route`) and `reply` to decorate, `rules` to list, `run` to serve,
-    `start` and `stop` to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be
-    hosted elsewhere.
-
-    Args:
-        name (str): told by GET /; recommended: ``__name__``.
-        port (int): where to listen, default 5000; 0 takes a free one.
-        host (str): default '0.0.0.0': every interface; a warning names the rules open there.
-        debug (bool): print a line for each call, and send callers the traceback of what a
-            function raises.
-        token (dict, str or list): rule -> token, or one for every rule.  It can be changed at any
-            time by ``Micro.token['/rule'] = '...'``.  Of a list each token is taken, so that
-            callers can change theirs one after the other.  A warning at start tells of None, such
-            as of a variable of the environment that is not set.
-        secretKey (str, bytes or a list of them): only calls that are signed by it are answered,
-            each once, and their replies are signed.  Of a list the first signs, and any verifies.
-        origins (list of str): the web pages that may call, such as 'https://app.example'; default:
-            only those that this host itself serves, by the name localhost or its IP address.
-        max_body (int): bytes of a request's or reply's body, default 8 MiB.  The worst JSON of
-            that size takes 0.4 GB and a second to decode.
-        max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
-        max_headers (int): header lines of a request, default 100, as http.client has it.
-        read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
-            first word, for a head, and for each 256 KiB of a body or of taking a reply.
-        idle_timeout (float): seconds between requests, default 60; told to clients.
-        max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
-            makes room; if all are busy the newcomer is answered 503.
-        max_age (float): seconds, default 300, after which a connection is closed with a reply, so
-            that friends spread over new instances, as gRPC's MAX_CONNECTION_AGE does.
-
-    Attributes:
-        token: the tokens, rule -> token.
-        address (str): the URL for a Friend, while it serves.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        port: int = 5000,
-        host: str = '0.0.0.0',
-        debug: bool | None = None,
-        token: Tokens = False,
-        secretKey: SecretKey = False,
-        *,
-        origins: Sequence[str] = (),
-        max_body: int = 8 << 20,
-        max_head: int = 32 << 10,
-        max_headers: int = 100,
-        read_timeout: float = 20,
-        idle_timeout: float = 60,
-        max_connections: int = 1000,
-        max_age: float = 300,
-    ) -> None:
-        super().__init__(name, debug, token, secretKey, origins, max_body)
-        self.port = port
-        self.host = host
-        self.max_head = _checked_number('max_head', max_head)
-        self.max_headers = _checked_number('max_headers', max_headers)
-        self.read_timeout = _checked_seconds('read_timeout', read_timeout)
-        self.idle_timeout = _checked_seconds('idle_timeout', idle_timeout)
-        self.max_connections = _checked_number('max_connections', max_connections)
-        self.max_age = _checked_seconds('max_age', max_age)
-        self._listener: _Listener | None = None
-        self._has_warned = False
-
-    def __repr__(self) -> str:
-        listener = self._serving()
-        where = f'at {listener.url()}' if listener else '(it does not serve)'
-        return f'<Microservice {self.name!r} {where}, {_count(len(self._rules), "rule")}>'
-
-    def _serving(self) -> _Listener | None:
-        """The listener, if it has not ended; one that a fork left behind here is released."""
-        listener = self._listener
-        if listener and listener.clock.process != os.getpid():
-            listener.close()
-        return None if listener is None or listener.has_ended else listener
-
-    @property
-    def address(self) -> str:
-        """The URL for a Friend on this machine; RuntimeError while it does not serve."""
-        listener = self._serving()
-        if listener is None:
-            raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
-        return listener.url()
-
-    @property
-    def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
-        """The WSGI application (PEP 3333): ``application = Micro.wsgi``."""
-        self._warn_once()
-        return functools.partial(_wsgi, self)
-
-    @property
-    def asgi(self) -> Callable[..., Any]:
-        """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
-        self._warn_once()
-
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            await _asgi(self, scope, receive, send)
-
-        return application  # a function: uvicorn takes another callable for ASGI 2
-
-    def _warn_once(self) -> None:
-        """Warn where others do the listening, or nobody does: once, however often it is asked."""
-        if not self._has_warned:
-            self._has_warned = True
-            self._warn('localhost')
-
-    def _warn(self, host: str) -> None:
-        """Say which tokens guard nothing, and which rules anyone who reaches *host* can call."""
-        for path in set(self.token) - set(self._rules):
-            near = _nearest(path, self._rules)
-            # No similar rule: the key may be the token itself, so do not log it.
-            hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
-            _log('warning', 'a token is set, and there is no rule %s', hint)
-        is_open = self._open_rules()
-        if self._keys is None:
-            _log('warning', 'secretKey=None, so no call is signed: %s', _UNSET)
-        missing = [p for p in is_open if None in (self._rules[p].token, self._tokens.for_all)]
-        if missing:
-            _log('warning', 'token=None, so anyone can call %s: %s', ', '.join(missing), _UNSET)
-        if _is_loopback(host):
-            return
-        if is_open:
-            advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
-            _log('warning', advice, ', '.join(is_open), host)
-        if self._is_in_debug():
-            advice = "debug sends tracebacks to all at %s: leave it out, or host='127.0.0.1'"
-            _log('warning', advice, host)
-
-    def start(
-        self,
-        port: int | None = None,
-        host: str | None = None,
-        debug: bool | None = None,
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-        reuse_port: bool = False,
-    ) -> Microservice:
-        """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
-
-        Args:
-            port, host, debug: until it stops, in place of those given to the class.
-            ssl_context: serve https by it.
-            reuse_port: let other processes that say so too share the port (Linux, BSD).
-
-        Raises:
-            OSError: it cannot listen there; the message says where and why.
-            RuntimeError: it serves already.
-        """
-        self._take_over(port)
-        with _lock_of_process('start and stop'):
-            self._open(port, host, debug, ssl_context, reuse_port, background=True)
-        return self
-
-    def _take_over(self, port: int | None) -> None:
-        """In a notebook, end the service that the cell started before, and keep its rules."""
-        for older in list(_served) if hasattr(sys, 'ps1') else ():
-            listener = older._serving()
-            where = listener.server_port if listener and older is not self else None
-            if older.name == self.name and where == (self.port if port is None else port):
-                older.stop()
-                tokens = older._tokens
-                for path, rule in older._rules.items():
-                    token = tokens.by_rule.get(path) or rule.token
-                    token = token or (not self._tokens.for_all and tokens.for_all)
-                    self._rules.setdefault(path, rule._replace(token=token))
-        _served.add(self)
-
-    def _open(
-        self, port: Any, host: Any, debug: Any, ssl_context: Any, reuse_port: bool, background: bool
-    ) -> _Listener:
-        """Make the listener; OSError says where it cannot be, and why."""
-        if self._serving():
-            raise RuntimeError(f'{self.name} serves already, at {self.address}: call stop() first')
-        _checked_context(ssl_context, 'SERVER')
-        where = (self.host if host is None else host, self.port if port is None else port)
-        try:
-            if '/' in where[0] or where[0].count(':') == 1:  # a URL, or with a port
-                raise TypeError
-            self._listener = listener = _Listener(self, where, ssl_context, reuse_port)
-        except TypeError:
-            forms = "host is such as '127.0.0.1', and port such as 5000"
-            raise TypeError(f'{forms}, not {where[0]!r} and {where[1]!r}') from None
-        except (OSError, OverflowError) as error:
-            number = getattr(error, 'errno', None) or errno.EINVAL
-            why = getattr(error, 'strerror', None) or error
-            if number == errno.EADDRINUSE:
-                why = f'{why}: stop what listens there, or take another port (0: a free one)'
-            raise OSError(number, f'cannot listen on {_netloc(*where)}: {why}') from None
-        self._debug_of_start, self._looks_at = debug, 0.0
-        try:
-            if not self._rules:
-                advice = '%s has no rules: put @Micro.typing above functions, and import them first'
-                _log('warning', advice, self.name)
-            self._warn(listener.server_name)
-            rules = _count(len(self._rules), 'rule')
-            _log('info', '%s listens on %s, %s', self.name, listener.url(), rules)
-            if background:
-                listener.thread.start()
-            else:
-                listener.thread = threading.current_thread()
-        except BaseException:  # no more threads, or a signal
-            listener.close()
-            raise
-        return listener
-
-    def stop(self, grace: float = 10) -> None:
-        """Stop: calls in flight are finished, new ones refused; then everything is released.
-
-        It may be called at any time, from anywhere, more than once.  In a rule it returns at
-        once, and the service stops after the reply.
-
-        Args:
-            grace: seconds, default 10, until what still runs is cut off.
-        """
-        listener = self._serving()
-        if listener is None:
-            self._loop.close()
-            return
-        listener.stop(grace)
-        threads = [connection.thread for connection in listener.connections.copy()]
-        if threading.current_thread() in (*threads, self._loop.thread, listener.thread):
-            return
-        # Not join() or wait(): a signal's handler may raise or call `stop` in the middle of them,
-        # and they do not survive it (in Python 3.11 join() forgets the thread).  A handler may
-        # even interrupt start(): the thread then has no ident yet, and will see that it is to stop.
-        while listener.thread.ident and not listener.has_ended:
-            time.sleep(0.002)
-
-    def run(
-        self,
-        port: int | None = None,
-        host: str | None = None,
-        debug: bool | None = None,
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-        reuse_port: bool = False,
-    ) -> None:
-        """Serve as `start` does until Ctrl-C or SIGTERM, then `stop`; a second one ends at once."""
-        import signal
-
-        process = os.getpid()
-
-        def stop(number: int, _: Any) -> None:
-            if os.getpid() != process:  # a forked child inherits the handler, but does not serve
-                raise KeyboardInterrupt
-            listener.signal = signal.Signals(number).name
-            listener.stop(0 if listener.stop_by else 10)
-
-        before: dict[signal.Signals, Any] = {}
-        wakeup: int | None = None
-        self._take_over(port)
-        with _lock_of_process('start and stop'):
-            listener = self._open(port, host, debug, ssl_context, reuse_port, background=False)
-        try:
-            if _in_main_thread():
-                # Signals write to `alarm`, too: one that comes just before the wait is not lost.
-                _wakeups.append(listener.alarm.fileno())
-                wakeup = signal.set_wakeup_fd(_wakeups[-1], warn_on_full_buffer=False)
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    if signal.getsignal(number) is not signal.SIG_IGN:
-                        before[number] = signal.signal(number, stop)
-            where = f'{_netloc(listener.server_name, listener.server_port)}, here {listener.url()}'
-            _say(f'{self.name}: listening on {where}; Ctrl-C stops it', sys.stdout)
-            listener.serve()
-        finally:
-            for number in before:
-                signal.signal(number, before[number] or signal.SIG_DFL)
-            if wakeup is not None:
-                _wakeups.pop()
-                with contextlib.suppress(OSError, ValueError):  # the one before is closed
-                    signal.set_wakeup_fd(-1)
-                    signal.set_wakeup_fd(wakeup)
-            listener.close()
-
-    def __enter__(self) -> Microservice:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.stop()
-
-
-SanicApp = Microservice  # the original's other name for it
-
-
-# ---------------------------------------------------------------------------------------- Friend
-
-_Setting = collections.namedtuple('_Setting', 'method token timeout')
-_NO_SETTING = _Setting('POST', None, None)
+_Setting = collections.namedtuple('_Setting', 'method timeout')
+_NO_SETTING = _Setting('POST', None)
+_REST = 5.0  # seconds for which an address that failed is tried last
 
 # A request that raises one of these in `sendall` did not leave whole, so no function can run.
 _NOT_SENT = (ConnectionError, getattr(sys.modules.get('ssl'), 'SSLError', ConnectionError))
+# OpenSSL's names of the alerts that end a handshake: the service read no request.
+_TLS_REFUSALS = 'ALERT_(.*CERT|UNKNOWN_CA|HANDSHAKE|ACCESS|DECRYPT_ERROR|PROTOCOL|NO_APPL)'
 
 
-# Alerts of a handshake: the service read no request.
-_REFUSED_HANDSHAKE = 'ALERT_(.*CERT|UNKNOWN_CA|HANDSHAKE|ACCESS|DECRYPT_ERROR|PROTOCOL|NO_APPL)'
+def _may_be_sent_again(error: MicroconnectError) -> bool:
+    """Whether a call that failed is sent again, by the friend itself.
+
+    At most once: a call is sent again only if it cannot have run.  Each failure says so by `sent`,
+    which is decided where it happens: by `_Link.exchange` for a connection that fails, and by
+    `_error_from_reply` for a status.  And only an outage (a ConnectionError) can end better: a
+    connection that was not made or broke before the call had left, a service that is too busy or
+    stopping.  Then the call goes to the next address, each once.  If a kept connection was closed
+    before it was used again, that says nothing of the service: the call goes to the same address,
+    by another connection.
+    """
+    return isinstance(error, ConnectionError) and not error.sent
 
 
 class _Link:
     """A kept-alive connection to a service."""
 
     def __init__(self, sock: Any, max_body: int) -> None:
-        self.reader = _Reader(_parse_reply_head, _STATUS_LINE, 64 << 10)
-        self.timed = _TimedSocket(sock, _clock_of_process())
+        self.process = os.getpid()
+        self.timed = _TimedSocket(sock)
+        self.reader = _Reader(self.timed.receive, _parse_reply_head, _STATUS_LINE, 64 << 10)
         self.max_body = max_body
-        self.retire_at = 0.0
-        self.poll = select.poll() if hasattr(select, 'poll') else None  # Windows has none
-        if self.poll:
-            self.poll.register(sock, select.POLLIN)
+        self.keep_until = 0.0  # when the service may close it; 0 unless it can be used again
+        self.peek: Callable[[], Any] = functools.partial(select.select, [sock], (), (), 0)
+        if hasattr(select, 'poll'):  # not on Windows; there select takes any descriptor
+            poll = select.poll()
+            poll.register(sock, select.POLLIN)
+            self.peek = functools.partial(poll.poll, 0)
         self.pending: Callable[[], int] = getattr(sock, 'pending', int)  # bytes that TLS holds
         weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
 
-    def is_usable(self) -> bool:
-        """Whether the peer keeps it open, and has said nothing unasked."""
-        sock, clock = self.timed.sock, self.timed.clock
-        # A link of another process was inherited over a fork.  At exit the clock stands still.
-        is_ours = clock.process == os.getpid() and not sys.is_finalizing()
-        if not is_ours or sock.fileno() < 0 or time.monotonic() > self.retire_at:
-            return False
-        if self.poll:
-            return not self.poll.poll(0)
-        return not select.select([sock], (), (), 0)[0]  # fails on descriptors over 1,023
+    def close(self) -> None:
+        self.timed.sock.close()
 
-    def exchange(self, message: bytes, deadline: float) -> tuple[_ReplyHead, bytes]:
+    def exchange(self, message: bytes, deadline: float) -> Reply:
         """Send a request and give its reply.
 
         Raises a MicroconnectError that tells what failed, and whether the request was sent.
         """
-        timed, reader = self.timed, self.reader
+        timed, reader, now = self.timed, self.reader, _clock.now()
+        keep_until, self.keep_until = self.keep_until, 0.0
+        if keep_until:
+            # A fork inherited a connection of another process.  Words that nobody asked for, or
+            # the end of the connection, can be seen before the call is sent.
+            is_ours = self.process == os.getpid() and timed.sock.fileno() >= 0
+            if not is_ours or now > keep_until or self.peek():
+                raise ConnectionLost('the connection was closed while it was idle', sent=False)
         unsent: OSError | None = None
-        is_late = False
-        timed.begin(deadline)
+        timed.deadline = deadline
         try:
             try:
-                timed.sendall(message)
+                timed.sendall(message, deadline - now)
+            except socket.timeout as error:
+                if _clock.now() < deadline:  # raised by a signal's handler, perhaps afterwards
+                    raise ConnectionLost(f'{error}; the call may have run') from None
+                raise CallTimeout('the call could not be sent in time', sent=False) from None
             except _NOT_SENT as error:
                 # A service that refuses what it has not read answers, and closes.
-                unsent, is_late = error, not timed.finish()
-                timed.begin(min(deadline, time.monotonic() + 1))
-            reader.feed(timed.recv(_FIRST_READ))
-            if not reader.buffer:
-                raise OSError('the connection ended before a reply')
+                unsent, timed.deadline = error, min(deadline, _clock.now() + 1)
             reply = reader.head()
-            while reply is None or reply.status < 200:  # interim: the final one follows
-                if reply is None:
-                    reader.feed(timed.recv(_PIECE))
+            while reply and reply.status < 200:  # interim: the final one follows
                 reply = reader.head()
+            if not reply:
+                raise OSError('the connection ended before a reply')
             body = reader.body(reply.length, self.max_body) if reply.length else b''
-            while body is None:
-                reader.feed(timed.recv(_PIECE))
-                body = reader.body(reply.length, self.max_body)
-            if reader.has_ended and not timed.finish():
-                raise OSError('late')  # the clock ended the body, not the peer
         except (OSError, MicroconnectError) as error:
-            if not timed.finish() and not is_late:
-                # The connection is still open: perhaps it was not the connection that failed.
-                is_late, unsent = True, None
-            is_plain = reader.buffer[:2] == b'\x15\x03'  # an alert of TLS in answer to HTTP
-            reason = '' if reader.buffer else str(getattr(error, 'reason', ''))
-            if not self.retire_at and (is_plain or re.search(_REFUSED_HANDSHAKE, reason)):
-                # TLS 1.3 reports a refused client certificate after the client's handshake.
-                why = 'https:// instead of http://' if is_plain else 'the right certificate'
-                raise Unreachable(f'the service refused the TLS handshake: {why}?') from None
-            raise _call_failure(error, unsent, is_late) from None
-        # Bytes after the reply are not the next call's reply: do not reuse the connection.
-        is_kept = timed.finish() and reply.keep_alive and not reader.buffer and not self.pending()
-        self.retire_at = time.monotonic() + reply.keep_alive if is_kept else 0.0
+            raise self._failure(error, unsent, is_fresh=not keep_until) from None
+        # Bytes after the reply are not the next call's reply: do not use the connection again.
+        if reply.keep_alive and not reader.buffer and not self.pending():
+            self.keep_until = now + reply.keep_alive
         return reply, body
 
-
-def _call_failure(error: Exception, unsent: OSError | None, is_late: bool) -> MicroconnectError:
-    """The error of a call that *error* ended; *unsent* kept its request from leaving whole."""
-    if unsent and is_late:
-        return CallTimeout('the call could not be sent in time', sent=False)
-    if unsent:
-        return ConnectionLost(f'the call could not be sent: {unsent}', sent=False)
-    if is_late:
-        return CallTimeout('no full reply in time; the call may have run')
-    if isinstance(error, MicroconnectError):
-        kind = TooLarge if error.status == 413 else BadReply
-        return kind(f'no reply, but {error}; the call may have run', sent=True)
-    return ConnectionLost(f'{error}; the call may have run')
+    def _failure(
+        self, error: Exception, unsent: OSError | None, is_fresh: bool
+    ) -> MicroconnectError:
+        """The error of a call that *error* ended; *unsent* kept its request from leaving whole."""
+        if isinstance(error, (CallTimeout, ConnectionLost)):
+            return error
+        is_plain = self.reader.buffer[:2] == b'\x15\x03'  # an alert of TLS in answer to HTTP
+        reason = '' if self.reader.buffer else str(getattr(error, 'reason', ''))
+        if is_fresh and (is_plain or re.search(_TLS_REFUSALS, reason)):
+            # TLS 1.3 reports a refused client certificate after the client's handshake.
+            why = 'https:// instead of http://' if is_plain else 'the right certificate'
+            return Unreachable(f'the service refused the TLS handshake: {why}?')
+        if isinstance(error, socket.timeout):  # still open: perhaps it was not what failed
+            return CallTimeout('no full reply in time; the call may have run')
+        if unsent:
+            return ConnectionLost(f'the call could not be sent: {unsent}', sent=False)
+        if isinstance(error, MicroconnectError):
+            kind = TooLarge if error.status == 413 else BadReply
+            return kind(f'no reply, but {error}; the call may have run', sent=True)
+        return ConnectionLost(f'{error}; the call may have run')
 
 
 _Proxy = collections.namedtuple('_Proxy', 'host port headers')
@@ -2982,7 +1474,7 @@ class _Address:
             ssl_context = ssl.create_default_context()
         self.ssl_context = _checked_context(ssl_context, 'CLIENT')
         self.netloc = _netloc(self.host.partition('%')[0], self.port)
-        self.proxy = _proxy_for(self.scheme, self.host, self.netloc)
+        self.proxy: Any = _proxy_for(self.scheme, self.host, self.netloc)
         self.via = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else ''
         fields = (('Host', self.netloc), ('User-Agent', f'microconnect/{__version__}'))
         if self.proxy and self.scheme == 'http':
@@ -2990,121 +1482,125 @@ class _Address:
         head = functools.partial(_request_head, base, fields)
         self.head = functools.lru_cache(maxsize=256)(head)
         self.links: collections.deque[_Link] = collections.deque()
-        self.pause = self.rests_until = 0.0
+        self.skip_until = 0.0
 
     def call(
-        self,
-        method: str,
-        rule: str,
-        body: bytes,
-        deadline: float,
-        connect_by: float,
-        signed: Headers = (),
-    ) -> tuple[_ReplyHead, bytes]:
-        """Make a call; MicroconnectError tells what failed."""
-        head = self.head(method, rule)
-        if signed:
-            head += _field_lines(signed)
+        self, signer: Any, method: str, rule: str, body: bytes, deadline: float, connect_by: float
+    ) -> Any:
+        """Make a call and give its value; MicroconnectError tells what failed."""
+        head: bytes = self.head(method, rule)
+        fields: Any = None
+        if signer is not None:
+            fields = signer.sign_call(method, rule, body)
+            head += _field_lines(fields)
         message = b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), body)
         while True:
             try:
-                link, is_fresh = self.links.pop(), False
+                link, is_kept = self.links.pop(), True
             except IndexError:
-                link, is_fresh = self._connect(connect_by), True
-            if not (is_fresh or link.is_usable()):
-                link.timed.close()
-                continue
-            if signed:
-                link.reader.max_cached = 0
+                link, is_kept = self._connect(connect_by), False
+            is_believed = signer is None
             try:
                 reply, data = link.exchange(message, deadline)
-            except BaseException as error:
-                link.timed.close()
-                if is_fresh or not isinstance(error, ConnectionLost) or error.sent:
-                    if signed and isinstance(error, MicroconnectError):
-                        error.sent = True  # whoever is on the way can call, and then cause it
-                    raise
-                continue  # the connection was closed while idle
-            if link.retire_at:
-                self.links.append(link)
-                if len(self.links) > 1:
-                    self._prune()
-            else:
-                link.timed.close()
-            # A 408 that closes a kept connection: it was idle, and the call was not read.
-            if is_fresh or reply.keep_alive or reply.status != 408:
-                return reply, data
+                if signer is not None:
+                    signer.check_reply(fields, reply.status, reply.headers, data)
+                    is_believed = True
+                return _returned(reply, data, deadline, self.via)
+            except MicroconnectError as error:
+                is_closed = isinstance(error, ConnectionLost) or error.status == 408
+                if is_kept and is_closed and not link.keep_until and _may_be_sent_again(error):
+                    continue
+                # Whoever is on the way can pass a signed call on, and then cause any failure.
+                error.sent = error.sent or not is_believed
+                raise
+            finally:
+                if not link.keep_until:
+                    link.close()
+                else:
+                    self.links.append(link)
+                    if len(self.links) > 1:
+                        self._prune()
 
     def _prune(self) -> None:
-        """Close the link that is idle the longest, if it is past its time."""
+        """Close the connection that is idle the longest, if it is past its time."""
         with contextlib.suppress(IndexError):  # another thread took it meanwhile
-            if self.links[0].retire_at < time.monotonic():
-                self.links.popleft().timed.close()
+            if self.links[0].keep_until < _clock.now():
+                self.links.popleft().close()
 
     def close(self) -> None:
         with contextlib.suppress(IndexError):  # none is left; other threads may take some, too
             while True:
-                self.links.pop().timed.close()
+                self.links.pop().close()
 
     def _connect(self, deadline: float) -> _Link:
         """Connect, through a proxy and by TLS if need be: http.client knows how."""
         host, port = self.proxy[:2] if self.proxy else (_loopback(self.host), self.port)
-        connection: Any
-        if self.scheme == 'https':
-            connection = http.client.HTTPSConnection(host, port, context=self.ssl_context)
-            if self.proxy:
-                connection.set_tunnel(self.host, self.port, dict(self.proxy.headers))
-        else:
-            connection = http.client.HTTPConnection(host, port)
-        clock = _clock_of_process()
-        dialed: list[_TimedSocket] = []
-
-        def dial(where: tuple[str, int], *_: Any) -> socket.socket:
-            sock = _dial(where[0], where[1], deadline)
-            dialed.append(_TimedSocket(sock, clock))
-            dialed[0].begin(deadline)  # a proxy may answer byte by byte
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            return sock
-
-        # A private name: by itself http.client gives each address of a name the whole time.
-        connection._create_connection = dial
+        left = max(deadline - _clock.now(), 0.001)
+        connection: Any = HTTPConnection(host, port, timeout=left)
+        is_tunnel = self.proxy and self.ssl_context
+        if is_tunnel:
+            connection.set_tunnel(self.host, self.port, dict(self.proxy.headers))
+        # A private name: by itself http.client gives each address of a name the whole time, and
+        # each byte of a proxy.
+        connection._create_connection = functools.partial(_dial, deadline, is_tunnel)
         try:
             connection.connect()
-            return _Link(connection.sock, self.max_body)
-        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            sock = connection.sock
+            if self.ssl_context:
+                sock.settimeout(max(deadline - _clock.now(), 0.001))  # of the whole handshake
+                sock = self.ssl_context.wrap_socket(sock, server_hostname=self.host)
+            return _Link(sock, self.max_body)
+        except (OSError, UnicodeError, HTTPException) as error:
             connection.close()
-            with contextlib.suppress(OSError):
-                for one in dialed:  # what http.client still holds of it would keep it open
-                    one.sock.shutdown(socket.SHUT_RDWR)
             is_tls = getattr(error, 'library', None) == 'SSL'
             why = str(getattr(error, 'strerror', None) or error)
-            is_late = isinstance(error, socket.timeout) or not all(one.finish() for one in dialed)
-            why = 'no answer in time' if is_late else why
-        finally:
-            for one in dialed:
-                one.finish()
+            why = 'no answer in time' if isinstance(error, socket.timeout) else why
         # After the except clause: the context of the error would keep the socket open.
         ask = 'is it running on that port? The default of a service is 5000'
         if is_tls:  # without the place in the source of Python
             why = re.sub(r'\[.*?\] | \(_ssl\.c.*\)', '', why)
-            ask = 'does it serve https, with a certificate that ssl_context trusts?'
+            ask = (
+                'does it serve https, with a certificate that ssl_context or SSL_CERT_FILE trusts?'
+            )
         raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}')
 
 
-def _dial(host: str, port: int, deadline: float) -> socket.socket:
-    """Connect to one address of *host* after the other: they share the time."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _dial(deadline: float, is_tunnel: Any, place: tuple[str, int], *more: Any) -> socket.socket:
+    """Connect to one address of a host after the other: they share the time."""
+    found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
     # Few listen on ::1, which stands first for localhost: Windows would try it for two seconds.
     found.sort(key=lambda one: one[4][0] == '::1')
-    failure = OSError(f'{host} has no address')
-    for tried, (*_, (address, _, *scope)) in enumerate(found):
-        left = (deadline - time.monotonic()) / (len(found) - tried)
-        zone = f'%{scope[1]}' if scope and scope[1] else ''  # of a link-local IPv6 address
+    failure = OSError(f'{place[0]} has no address')
+    for tried, (family, kind, protocol, _, where) in enumerate(found):
+        make = functools.partial(_Tunnel, deadline) if is_tunnel else socket.socket
+        sock = make(family, kind, protocol)
+        _sockets.add(sock)  # at once: a fork may fall while it connects
         try:
-            return socket.create_connection((f'{address}{zone}', port), max(left, 0.001))
+            left = (deadline - _clock.now()) / (len(found) - tried)
+            sock.settimeout(max(left, 0.001))
+            sock.connect(where)
+            sock.settimeout(max(deadline - _clock.now(), 0.001))  # for what a proxy is told
+            return sock
         except OSError as error:
+            sock.close()
             failure = error
     raise failure
+
+
+class _Tunnel(socket.socket):
+    """A connection to a proxy, which may answer byte by byte: http.client reads it as a file."""
+
+    def __init__(self, deadline: float, *kind: Any) -> None:
+        super().__init__(*kind)
+        self.deadline = deadline
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(max(self.deadline - _clock.now(), 0.001))
+        return super().recv_into(*args)
+
+
+# An in-process friend puts a list here; the service stores the exception of the call in it.
+_caught: Any = contextvars.ContextVar('microconnect.caught', default=None)
 
 
 class _InProcess:
@@ -3114,53 +1610,36 @@ class _InProcess:
         getattr(micro, '_warn_once', bool)()
         self.micro = micro
         self.address = f'{micro.name} (in process)'
-        self.via = ''
-        self.pause = self.rests_until = 0.0
+        self.skip_until = 0.0
 
     def call(
-        self,
-        method: str,
-        rule: str,
-        body: bytes,
-        deadline: float,
-        connect_by: float,
-        signed: Headers = (),
-    ) -> tuple[_ReplyHead, bytes]:
-        headers = dict(_JSON + signed)
+        self, signer: Any, method: str, rule: str, body: bytes, deadline: float, connect_by: float
+    ) -> Any:
+        fields: Headers = () if signer is None else tuple(signer.sign_call(method, rule, body))
         slot: list[Any] = [None]
         before = _caught.set(slot)
         try:
-            status, fields, reply = self.micro.answer(method, rule, headers, body)
+            status, headers, data = self.micro.answer(method, rule, dict(_JSON + fields), body)
         finally:
             _caught.reset(before)
-        told = _joined(fields)
-        is_believed = not signed or 'signature' in told
-        try:
-            if status == 500 and slot[0] is not None and is_believed:  # for pytest and pdb
-                raise _error_from_reply(status, reply) from slot.pop()
-        finally:
-            slot.clear()  # a task or thread that outlives the call keeps its context
-        return _ReplyHead(status, len(reply), 0.0, '', '', told), reply
+            cause = slot.pop()  # a task or thread that outlives the call keeps its context
+        reply = _ReplyHead(status, len(data), 0.0, '', '', _joined(headers), cause)
+        if signer is not None:
+            signer.check_reply(fields, status, reply.headers, data)
+        return _returned(reply, data, deadline)
 
     def close(self) -> None:
         pass
 
 
-def _address_of(address: Any, ssl_context: Any, max_body: int) -> Any:
-    if hasattr(type(address), 'aanswer'):  # a service, perhaps of another copy of this module
-        return _InProcess(address)
-    return _Address(address, ssl_context, max_body)
-
-
 class _Workers:
-    """Daemon threads for the calls of `asend`: started as needed, gone when idle for a while."""
+    """Daemon threads for the calls of `asend`: started as needed, and used again.
 
-    def __init__(self) -> None:
-        import queue
+    Not an executor: its threads are few, and a program would wait for their calls at its end.
+    """
 
-        self.process = os.getpid()
-        self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.nothing_came = queue.Empty
+    def __init__(self, queue: Any) -> None:
+        self.calls = queue.SimpleQueue()
         self.idle: collections.deque[None] = collections.deque()  # one for each idle thread
 
     def do(self, call: Callable[[], None]) -> None:
@@ -3172,38 +1651,24 @@ class _Workers:
 
     def _work(self) -> None:
         while True:
-            with contextlib.suppress(self.nothing_came):
-                self.calls.get(timeout=_WORKER_IDLE)()
-                self.idle.append(None)
-                continue
-            try:
-                self.idle.pop()
-                return
-            except IndexError:
-                pass  # it was claimed this moment: a call comes
+            self.calls.get()()
+            self.idle.append(None)
 
 
-_WORKER_IDLE = 5.0  # seconds
-_workers: _Workers | None = None
+@functools.lru_cache(maxsize=1)
+def _workers_of(process: int) -> _Workers:
+    """The threads of this process: a forked child has none of its parent's."""
+    import queue
+
+    return _Workers(queue)
 
 
-def _workers_of_process() -> _Workers:
-    global _workers
-    if _workers is None or _workers.process != os.getpid():
-        _workers = _Workers()
-    return _workers
+def _settle(future: Any, method: str, result: Any) -> None:
+    if not future.done():  # else it was cancelled
+        getattr(future, method)(result)
 
 
-def _settle(future: Any, value: Any, error: BaseException | None) -> None:
-    if future.done():
-        return  # it was cancelled
-    if error is None:
-        future.set_result(value)
-    else:
-        future.set_exception(error)
-
-
-class Friend:
+class Friend(_Guarded):
     """A service that this process calls.  Threads may share one.
 
     You call: `send`, or `asend` in async code, `within` before them; `setRule`; `ping` and `wait`;
@@ -3214,8 +1679,8 @@ class Friend:
         address: 'http://host:port', 'host:port' or 'https://...', with a path prefix if need be;
             a list of them, over which calls are spread; or a Microservice of this process.
         token (dict, str or list): rule -> token, or one for every rule; of a list the first.
-        secretKey (str, bytes or a list of them): that of the service.  Calls are signed by it, and
-            only replies that are signed are believed.  Of a list the first signs, any verifies.
+        secretKey: what signs calls and checks that replies are signed, such as Keys('...') of
+            examples/signed; see `_checked_signer`.  Only replies that are signed are believed.
         timeout (float): seconds for a whole call, connecting included, default 60.
         ssl_context: for https, and only that; default: ssl.create_default_context().
         max_body (int): bytes of a request's or reply's body, default 8 MiB.
@@ -3224,17 +1689,12 @@ class Friend:
         TypeError, ValueError: for what cannot be an address, a token or a timeout.
     """
 
-    holds_tokens = True  # see _json_form
-    token = _token_property
-    secretKey = _key_property
-    _tokens: _Tokens
-
     def __init__(
         self,
         name: str,
         address: str | Microservice | Sequence[str | Microservice],
         token: Tokens = None,
-        secretKey: SecretKey = False,
+        secretKey: Any = None,
         *,
         timeout: float = 60,
         ssl_context: ssl.SSLContext | None = None,
@@ -3244,15 +1704,19 @@ class Friend:
             raise ValueError("write Friend('app1', 'http://host:5000'): the name, then the address")
         self.name = name
         self.token = token
-        self._keys = _keys_of(secretKey)
-        if self._keys is None:
-            _log('warning', 'secretKey=None, so calls to %s are not signed: %s', name, _UNSET)
+        self._rule_tokens = _Tokens()  # of setRule
+        self._signer = _checked_signer(secretKey)
         self.timeout = _checked_seconds('timeout', timeout)
         self.max_body = _checked_number('max_body', max_body)
         several = address if isinstance(address, (list, tuple)) else (address,)
         if not several:
             raise ValueError('address is an empty list: give at least one')
-        self._addresses: list[Any] = [_address_of(one, ssl_context, max_body) for one in several]
+        self._addresses: list[Any] = [  # a service may be of another copy of this module
+            _InProcess(one)
+            if hasattr(type(one), 'aanswer')
+            else _Address(one, ssl_context, max_body)
+            for one in several
+        ]
         self._where = ', '.join(one.address for one in self._addresses)
         self._turn = itertools.count()
         self._settings: dict[str, _Setting] = {}
@@ -3265,11 +1729,7 @@ class Friend:
         raise TypeError('a Friend holds connections and is not copied: make one in each process')
 
     def setRule(
-        self,
-        rule: str,
-        method: str | None = None,
-        token: Token = None,
-        timeout: float | None = None,
+        self, rule: str, method: str | None = None, token: Token = None, timeout: Seconds = None
     ) -> None:
         """Set how *rule* is called from now on.
 
@@ -3284,17 +1744,21 @@ class Friend:
             raise ValueError(f'method is one of {_METHODS}; a token is given by token=...')
         token = _checked_token(rule, token)
         seconds = None if timeout is None else _checked_seconds('timeout', timeout)
-        self._settings[path] = _Setting(method or 'POST', token, seconds)
+        self._settings[path] = _Setting(method or 'POST', seconds)
+        if token:
+            self._rule_tokens[path] = token
+        else:
+            self._rule_tokens.pop(path, None)
 
     def within(self, timeout: float) -> Friend:
         """This friend, with *timeout* seconds for a call: ``aFriend.within(2.5).send('/rule')``.
 
-        It shares connections, tokens and settings, but for their timeouts.
+        It shares connections, tokens and settings, but for their timeouts.  A token that is
+        assigned later, to ``aFriend.token`` as a whole, is not its own.
         """
-        kind: Any = type(self)
-        friend: Any = object.__new__(_view_of(kind))
-        friend._origin, friend._within = self, _checked_seconds('timeout', timeout)
-        return friend  # type: ignore[no-any-return]
+        friend = object.__new__(type(self))
+        friend.__dict__.update(self.__dict__, _within=_checked_seconds('timeout', timeout))
+        return friend
 
     def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function under *rule* and give what it returns.
@@ -3306,25 +1770,26 @@ class Friend:
 
         Raises:
             MicroconnectError: for each way a call can fail; see the table at the top.
+            Whatever a property or an iterator among the arguments raises.
         """
-        if _in_async_rule.get() and _would_block_rules():
+        if _async_service.get() is not None and _is_loop_running():
             raise RuntimeError('in an async rule, `await asend(...)`: `send` would block them all')
         path = rule if isinstance(rule, str) and rule[:1] == '/' else _path_of(rule)
-        setting = self._settings.get(path, _NO_SETTING)
         tokens = self._tokens
-        token = setting.token or tokens.by_rule.get(path) or tokens.for_all
+        token = self._rule_tokens.by_rule.get(path) or tokens.by_rule.get(path) or tokens.default
+        token = token[0] if type(token) is tuple else token
         try:
             body = b'{"args":%b,"kwargs":%b,"token":%b}' % (
                 _encode(args, 'args'),
                 _encode(kwargs, 'kwargs') if kwargs else b'{}',
-                _encode(token[0] if type(token) is tuple else token, 'token') if token else b'null',
+                _encode(token, 'token') if token else b'null',
             )
-        except (TypeError, ValueError) as error:
-            raise BadCall(str(error)).at(path, self._where) from None
+        except (_NoForm, _BadForm) as error:
+            raise BadCall(str(error)).with_call(path, self._where) from None
         if len(body) > self.max_body:
             too_large = _over_max_body(f'the call of {len(body)} bytes', self.max_body)
-            raise too_large.at(path, self._where)
-        return self._call(path, setting, body)
+            raise too_large.with_call(path, self._where)
+        return self._call(path, self._settings.get(path, _NO_SETTING), body)
 
     async def asend(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
@@ -3338,21 +1803,22 @@ class Friend:
         except RuntimeError:
             raise RuntimeError('asend needs a running event loop of asyncio; use send') from None
         future = loop.create_future()
+        send = functools.partial(self.send, rule, *args, **kwargs)
+        send = functools.partial(contextvars.copy_context().run, send)
 
         def call(future: Any) -> None:
-            value, error = None, None
             try:
-                value = self.send(rule, *args, **kwargs)
-            except BaseException as raised:
-                error = raised
+                method, result = 'set_result', send()
+            except BaseException as error:
+                method, result = 'set_exception', error
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(_settle, future, value, error)
-            del error, future  # the traceback holds this frame
+                loop.call_soon_threadsafe(_settle, future, method, result)
+            del result, future  # the traceback holds this frame
 
         try:
-            _workers_of_process().do(functools.partial(call, future))
+            _workers_of(os.getpid()).do(functools.partial(call, future))
         except RuntimeError as no_thread:
-            raise Busy(f'no call is possible: {no_thread}').at(rule, self._where) from None
+            raise Busy(f'no call is possible: {no_thread}').with_call(rule, self._where) from None
         try:
             return await future
         finally:
@@ -3360,35 +1826,37 @@ class Friend:
 
     def ping(self, timeout: float = 5) -> bool:
         """Whether HTTP is answered at any of the addresses, within *timeout* seconds."""
-        return not self._why_silent(time.monotonic() + _checked_seconds('timeout', timeout))
+        return not self._unavailable_reason(_clock.now() + _checked_seconds('timeout', timeout))
 
     def wait(self, timeout: float = 60) -> None:
         """Wait until `ping`; CallTimeout, with the reason, if not within *timeout* seconds."""
-        deadline = time.monotonic() + _checked_seconds('timeout', timeout)
-        why = told = self._why_silent(deadline)
-        while told:
-            left = deadline - time.monotonic()
+        deadline = _clock.now() + _checked_seconds('timeout', timeout)
+        why = latest = self._unavailable_reason(deadline)
+        while latest:
+            left = deadline - _clock.now()
             if left <= 0:
                 text = f'{self._where} did not answer within {timeout} s: {why}'
                 raise CallTimeout(text, sent=False, rule='/', address=self._where)
             time.sleep(min(left, 0.1))
-            told = self._why_silent(deadline)
+            latest = self._unavailable_reason(deadline)
             if left > 1:  # the last attempts have no time for a real reason
-                why = told
+                why = latest
 
-    def _why_silent(self, deadline: float) -> str:
+    def _unavailable_reason(self, deadline: float) -> str:
         """Why none of the addresses answers; an empty string where one does."""
         reasons: list[str] = []
         for address in self._addresses:
-            now = time.monotonic()
+            now = _clock.now()
             by = now + (deadline - now) / (len(self._addresses) - len(reasons))
             try:
-                status = address.call('GET', '/', b'', by, by)[0].status
-                if status < 500 and status != 408:
-                    return ''
-                reasons.append(f'it answered {status}')
+                address.call(None, 'GET', '/', b'', by, by)
+                return ''
             except MicroconnectError as error:
-                reasons.append(str(error).partition('; the call may')[0])
+                status = error.status
+                if status and status < 500 and status != 408:
+                    return ''
+                why = f'it answered {status}' if status else str(error)
+                reasons.append(why.partition('; the call may')[0])
         return '; '.join(reasons)
 
     def close(self) -> None:
@@ -3404,7 +1872,7 @@ class Friend:
 
     def _call(self, rule: str, setting: _Setting, body: bytes) -> Any:
         """Call at one address after the other, until the call may have run at one."""
-        now = time.monotonic()
+        now = _clock.now()
         seconds = self._within or setting.timeout or self.timeout
         deadline = now + seconds
         addresses = self._addresses if len(self._addresses) == 1 else self._in_turn(now)
@@ -3413,52 +1881,1256 @@ class Friend:
             # An address that swallows packets must not use up the time of the others.
             connect_by = now + (deadline - now) / (len(addresses) - len(failures))
             try:
-                signed: Headers = ()
-                if self._keys:
-                    parts = _call_parts(setting.method, rule)
-                    signed = self._keys.sign(parts, _JSON[0][1], body, time.time())
-                reply, data = address.call(setting.method, rule, body, deadline, connect_by, signed)
-                if signed:
-                    _check_reply(self._keys, signed[-1][1], reply, data)
-                if address.pause and reply.status not in (408, 503):
-                    address.pause = address.rests_until = 0.0
-                return _returned(reply, data, address.via)
+                return address.call(self._signer, setting.method, rule, body, deadline, connect_by)
             except MicroconnectError as error:
                 if isinstance(error, CallTimeout):
                     error.args = (str(error).replace('in time', f'within timeout={seconds:g} s'),)
-                error.at(rule, address.address)
-                if error.sent or not isinstance(error, ConnectionError) or len(addresses) == 1:
+                error.with_call(rule, address.address)
+                if not _may_be_sent_again(error) or len(addresses) == 1:
                     raise
                 failures.append(error)
-            now = time.monotonic()
-            address.pause = min(max(address.pause * 2, 0.1), 5.0)  # longer each time that it fails
-            address.rests_until = now + address.pause
-            _log('info', '%s rests for %.1f s: %s', address.address, address.pause, failures[-1])
+            now = _clock.now()
+            address.skip_until = now + _REST
+            _log('info', '%s rests for %.0f s: %s', address.address, _REST, failures[-1])
         kind = Busy if any(isinstance(error, Busy) for error in failures) else Unreachable
-        raise kind('no address took it: ' + '; '.join(map(str, failures))).at(rule, self._where)
+        why = 'no address accepted the call: ' + '; '.join(map(str, failures))
+        raise kind(why).with_call(rule, self._where)
 
     def _in_turn(self, now: float) -> list[Any]:
         """The addresses in the order to try them: those that failed lately come last."""
-        addresses = sorted(self._addresses, key=lambda one: one.rests_until > now)
-        awake = sum(one.rests_until <= now for one in addresses) or len(addresses)
+        addresses = sorted(self._addresses, key=lambda one: one.skip_until > now)
+        awake = sum(one.skip_until <= now for one in addresses) or len(addresses)
         first = next(self._turn) % awake
         return addresses[first:awake] + addresses[:first] + addresses[awake:]
 
 
-class _View:
-    """A friend by `within`: all but its time is that of the friend that it was made of."""
+# -------------------------------------------------------------------------------------------- rules
+# How a request is answered; then what `_Rules` asks for it.
 
-    # Not in Friend: a class with it has slower attributes.
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__['_origin'], name)
+_DEBUG, _INFO = 10, 20  # logging's levels
+_PATIENCE = 10.0  # seconds that a large request waits for others to be decoded
 
-
-@functools.lru_cache(maxsize=None)
-def _view_of(kind: type) -> type:
-    return kind if issubclass(kind, _View) else type(kind.__name__, (_View, kind), {})
+_Rule = collections.namedtuple('_Rule', 'path function methods')
 
 
-# ----------------------------------------------------------------------------------------- shell
+class _Rules(_Guarded):
+    """The rules and their tokens, and how a request is answered: nothing here knows a socket."""
+
+    def __init__(
+        self, name: str, debug: Any, token: Any, signer: Any, origins: Any, max_body: int
+    ) -> None:
+        self.name = name
+        self.debug: bool | None = debug
+        self.max_body = _checked_number('max_body', max_body)
+        self.token = token
+        self._rule_tokens = _Tokens()  # of typing
+        self._signer = _checked_signer(signer)
+        self._origins = _checked_origins(origins)
+        self._rules: dict[str, _Rule] = {}
+        self._loop: Any = None  # the one of the async rules, once one was called
+        self._tasks: weakref.WeakSet[Any] = weakref.WeakSet()  # there, of this service
+        self._logger = _find_logger()
+
+    def typing(
+        self, rule: str = '', token: Token = False, methods: Sequence[str] = ('POST',)
+    ) -> Callable[[Function], Function]:
+        """Decorate a function to answer under *rule*; it stays callable as usual.
+
+        Args:
+            rule: the path, matched exactly; a '/' is put before it if missing.
+            token (str, or a list of them): what callers have to give.
+            methods: the HTTP methods it answers, default POST alone.
+
+        Raises:
+            TypeError, ValueError: at decoration, for what cannot work.
+        """
+        if not isinstance(rule, str) or not rule:
+            name = getattr(rule, '__name__', 'rule')
+            raise TypeError(f"write @Micro.typing('/{name}'), with the rule in brackets")
+        path = _path_of(rule)
+        if re.search(r'/(?:<[\w:]+>|\{[\w:]+\})(?:/|\Z)', path):  # of Flask or FastAPI
+            raise ValueError(f'a rule has no variables, as in {path!r}: pass arguments instead')
+        if isinstance(methods, str) or not methods or not set(methods) <= set(_METHODS):
+            raise ValueError(f"methods is such as ('GET',), out of {_METHODS}, not {methods!r}")
+        token = _checked_token(rule, token)
+
+        def register(function: Function) -> Function:
+            self.reply(function)
+            _check_not_in_class(function)
+            # At a prompt, as in a notebook, code is given again and again, and the latest counts.
+            if path in self._rules and not hasattr(sys, 'ps1'):
+                raise ValueError(f'rule {path!r} is taken already: give each function its own')
+            self._rule_tokens.by_rule[path] = token  # before the rule: it is never open meanwhile
+            self._rules[path] = _Rule(path, function, tuple(methods))
+            if token:
+                self.token.pop(path, None)  # this one takes the place of one given before
+            return function
+
+        return register
+
+    route = typing
+
+    def reply(self, function: Function = None) -> Function:  # type: ignore[assignment]
+        """Mark *function* as one that answers calls; `typing` alone does the same."""
+        if not callable(function):
+            raise TypeError('write @Micro.reply above a function, without brackets')
+        return function
+
+    def rules(self) -> dict[str, dict[str, Any]]:
+        """Tell how each rule is called.
+
+        Others can ask once this is a rule, too: ``Micro.typing('/rules')(Micro.rules)``.  They
+        also see the defaults of arguments.
+
+        Returns:
+            rule -> {'signature': '(a, b=1)', 'doc': the first line of the docstring,
+            'methods': ['POST'], 'token': whether it needs one}; plain data, sorted by rule.
+        """
+        import inspect
+
+        listed = {}
+        for path, rule in sorted(self._rules.copy().items()):
+            signature, doc = '(...)', ''
+            with contextlib.suppress(Exception):  # some builtins have none; a repr may raise
+                signature = _bounded(str(inspect.signature(rule.function)))
+            with contextlib.suppress(Exception):
+                doc = inspect.getdoc(getattr(rule.function, 'func', rule.function)) or ''
+            doc, methods = _bounded(doc.partition('\n')[0]), list(rule.methods)
+            token = bool(self._token_of(path))
+            listed[path] = dict(signature=signature, doc=doc, methods=methods, token=token)
+        return listed
+
+    def answer(
+        self, method: str, path: str, headers: Fields, body: bytes = b'', caller: str = ''
+    ) -> Answer:
+        """Answer one request, in any server.
+
+        Args:
+            method: the HTTP method.
+            path: the rule, percent-encoding decoded.
+            headers: name -> value, in any case.
+            body: the body, whole.
+            caller: the address that the log names.
+
+        Returns:
+            (status, headers, body): int, a tuple of (name, value), bytes.  Never raises, but for
+            a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
+        """
+        head = _RequestHead(method, path, _joined(headers.items()))
+        return self._handle(head, body, caller)  # type: ignore[no-any-return]
+
+    async def aanswer(
+        self, method: str, path: str, headers: Fields, body: bytes = b'', caller: str = ''
+    ) -> Answer:
+        """Answer as `answer` does: async rules on the running loop, plain ones in a thread."""
+        import asyncio
+        import inspect
+
+        head = _RequestHead(method, path, _joined(headers.items()))
+        rule: Any = self._rules.get(path)
+        is_call = rule is not None and method in rule.methods
+        runs_plain = is_call and not inspect.iscoroutinefunction(rule.function)
+        if runs_plain or len(body) > _LARGE:  # to check and decode a large body takes long, too
+            run: Any = contextvars.copy_context().run
+            handle = functools.partial(self._handle, head, body, caller, on_loop=not runs_plain)
+            given = await asyncio.get_running_loop().run_in_executor(None, run, handle)
+        else:
+            given = self._handle(head, body, caller, on_loop=True)
+        return await given if asyncio.iscoroutine(given) else given  # type: ignore[no-any-return]
+
+    def _handle(
+        self, head: _RequestHead, body: bytes, caller: str, busy: Any = None, on_loop: bool = False
+    ) -> Any:
+        """`answer`, for header names in lower case; *busy* is why nothing is run.
+
+        All hosts end here.  *on_loop* an async rule gives a coroutine that gives the answer.
+        """
+        proof, args, kwargs, begun = None, [], {}, _clock.now()  # type: Any, list[Any], Any, float
+        try:
+            # A page adds its fields to a signed call unseen: so this refusal comes first, unsigned.
+            if 'origin' in head.headers or 'sec-fetch-site' in head.headers:
+                _check_browser(head.headers, self._origins)
+            rule = None if head.method == 'POST' else self._builtin_rule(head)
+            if rule is None and len(body) > self.max_body:  # perhaps it was not read whole
+                raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
+            if rule is None and self._signer is not None:
+                proof = self._signer.check_call(head.method, head.path, head.headers, body)
+            if busy:
+                raise busy
+            if rule is None:
+                rule, args, kwargs = self._check_call(head, body)
+        except Exception as error:
+            return self._finish(_refusal(error), caller, head, begun, proof)
+        try:
+            # A context of its own: what a call sets must not reach the connection's next one.
+            context, function = contextvars.copy_context(), rule.function
+            if kwargs:  # PyPy's `run` has parameters whose names the keywords may have
+                function = functools.partial(function, **kwargs)
+            value = context.run(function, *args)
+            # A plain callable may return a coroutine, too.  `isinstance` with an abstract class is
+            # slow, so the usual types are told apart first: that is worth 3 % of a call.
+            if type(value) not in _NATIVE and isinstance(value, abc.Awaitable):
+                if on_loop:
+                    return self._await(rule, value, args, kwargs, caller, head, begun, proof)
+                answer = self._result_of(self._await(rule, value, args, kwargs), value, context)
+            else:
+                answer = context.run(self._reply_with, value)
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
+                raise
+            answer = self._raised(rule, error, args, kwargs)
+        is_told = self.debug or self._logger.isEnabledFor(_DEBUG)
+        if is_told or proof is not None or self._origins or answer[0] != 200:
+            return self._finish(answer, caller, head, begun, proof)
+        return answer  # most calls: nothing to say of them, nothing to add
+
+    def _check_call(self, head: _RequestHead, body: bytes) -> tuple[_Rule, list[Any], Any]:
+        """Check a call; MicroconnectError refuses it: until here nothing has run."""
+        method, path = head.method, head.path
+        rule = self._rules.get(path)
+        if rule is None or method not in rule.methods:
+            raise _no_rule(method, path, self._rules, self._open_rules())
+        kind = head.headers.get('content-type', '')
+        if (body or method != 'GET') and not _is_json(kind):
+            raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
+        token = self._token_of(path)
+        if len(body) <= _LARGE:
+            args, kwargs = _parse_call(path, body, token)
+            return rule, args, kwargs
+        try:
+            # What a stranger sent is dropped before the next large body is decoded.
+            with _large_body(_PATIENCE):
+                args, kwargs = _parse_call(path, body, token)
+        except socket.timeout as error:
+            raise Busy(f'{error}; try again later') from None
+        return rule, args, kwargs
+
+    def _token_of(self, path: str) -> Token:
+        """The token that guards a rule; the one given last counts."""
+        tokens = self._tokens
+        return tokens.by_rule.get(path) or self._rule_tokens.by_rule.get(path) or tokens.default
+
+    def _builtin_rule(self, head: _RequestHead) -> _Rule | None:
+        """What needs neither token nor signature: the name of the service, where no rule answers
+        GET /, and what a browser asks before a page of an allowed origin calls."""
+        rule, headers = self._rules.get(head.path), head.headers
+        is_preflight = head.method == 'OPTIONS' and 'access-control-request-method' in headers
+        if is_preflight and headers.get('origin') in self._origins:
+            return _Rule(head.path, lambda: None, ())
+        is_ping = head.path == '/' and head.method in ('GET', 'HEAD')
+        if is_ping and not (rule and head.method in rule.methods):
+            return _Rule('/', lambda: self.name, ())
+        return None
+
+    def _open_rules(self) -> list[str]:
+        """The rules that anyone can call."""
+        if self._signer is not None:
+            return []
+        return [path for path in self._rules.copy() if not self._token_of(path)]
+
+    def _reply_with(self, value: Any) -> Answer:
+        if isinstance(value, types.GeneratorType):  # here, so that what it raises is the rule's
+            value = _items(value, self.max_body)
+        body = _encode(value if type(value) is tuple else (value,), 'reply')
+        if len(body) > self.max_body:
+            raise _BadForm(str(_over_max_body(f'the reply of {len(body)} bytes', self.max_body)))
+        return 200, _JSON, body
+
+    def _raised(self, rule: _Rule, error: BaseException, args: Any, kwargs: Any) -> Answer:
+        """The answer that tells what the function raised, or that it could not be called."""
+        # Afterwards: to look at the signature first would cost each call a fifth more.
+        if isinstance(error, TypeError) and _is_misfit(error, rule.function, args, kwargs):
+            return _refusal(BadArguments(str(error)))
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_globals is globals():
+            trace = trace.tb_next  # our own frames tell nothing, and hold the token
+        error.__traceback__ = trace
+        slot = _caught.get()
+        if slot:
+            slot[0] = error
+        members = _description(error)
+        detail = text = f'{members["type"]}: {members["message"]}'
+        if not isinstance(error, (_NoForm, _BadForm)):  # the path in the value says it all
+            text = _traceback_of(error)
+        is_long = len(text) > 2 * _MOST_TEXT
+        info = None if is_long or text is detail else (type(error), error, trace)
+        _log(
+            'error', '%s raised%s', rule.path, '' if info else f': {_bounded(text)}', exc_info=info
+        )
+        if self.debug:
+            members['traceback'] = _bounded(text)
+        return 500, _PROBLEM, _problem(500, detail, exception=members)
+
+    def _finish(
+        self, answer: Answer, caller: str, head: Any = _NO_HEAD, begun: float = 0, proof: Any = None
+    ) -> Answer:
+        """Log an answer, sign it if its call was signed, and allow a page to read it."""
+        status, fields, body = answer
+        level = _DEBUG if status in (200, 500) else _INFO
+        if self.debug or self._logger.isEnabledFor(level):
+            self._log_call(status, body, head.path, caller, begun)
+        if proof is not None:  # of a call that came again there is none: it has its reply
+            try:
+                fields += self._signer.sign_reply(proof, status, fields, body)
+            except Exception as error:
+                _log('error', 'a reply could not be signed', exc_info=error)
+                status, fields, body = 500, _PROBLEM, _problem(500, 'the reply could not be signed')
+        if self._origins:
+            fields += (('Vary', 'Origin'),)
+            if head.headers.get('origin') in self._origins:
+                fields += (('Access-Control-Allow-Origin', head.headers['origin']),)
+                if 'access-control-request-method' in head.headers:
+                    fields += _PREFLIGHT
+        return status, fields, body
+
+    def _log_call(self, status: int, body: bytes, path: str, caller: str, begun: float) -> None:
+        """One line for a call: at DEBUG, and in debug on stderr; for a refusal at INFO."""
+        is_refusal = status not in (200, 500)
+        rule = path.partition('?')[0][:200]
+        spent = 1000 * (_clock.now() - begun) if begun else 0.0
+        line = f'{"refused" if is_refusal else "answered"} {status}: {rule!r}'
+        line += f' from {caller!r}' if caller else ''
+        line += f' in {spent:.1f} ms'
+        if is_refusal:
+            line += f': {_decode(body)["detail"]!r}'
+        facts = {'rule': rule, 'status': status, 'milliseconds': spent, 'caller': caller}
+        _log('info' if is_refusal else 'debug', '%s', line, extra=facts)
+        if self.debug:
+            _say(f'{self.name}: {line}', sys.stderr)
+
+    async def _await(self, rule: Any, value: Any, args: Any, kwargs: Any, *request: Any) -> Answer:
+        """The answer of an async rule; where there is a *request*, it is finished, too."""
+        import asyncio
+
+        before = _async_service.get()
+        _async_service.set(self)
+        try:
+            answer = self._reply_with(await value)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            answer = self._raised(rule, error, args, kwargs)
+        finally:
+            _async_service.set(before)
+        return self._finish(answer, *request) if request else answer
+
+    def _result_of(self, coroutine: Coroutine[Any, Any, Answer], value: Any, context: Any) -> Any:
+        """Run *coroutine*, which awaits *value*, on the loop of async rules; give its result."""
+        import asyncio
+
+        try:
+            if _async_service.get() is not None and _is_loop_running():
+                raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
+            with _process_lock('loop'):
+                self._loop = _loop_of(os.getpid())
+            context.run(_async_service.set, self)
+            future = context.run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
+        except Exception:
+            coroutine.close()  # or Python warns that nobody awaited them
+            getattr(value, 'close', int)()
+            raise
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # nobody waits any more; a future that is done stays as it is
+
+    def _cancel_tasks(self) -> None:
+        """Cancel this service's calls of async rules, and what they left on the loop."""
+
+        def cancel() -> None:
+            for task in set(self._tasks):
+                task.cancel()
+
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # somebody closed the loop
+                self._loop.call_soon_threadsafe(cancel)
+
+
+def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the call raised because its arguments do not fit, and the function did not run."""
+    import inspect
+    import traceback
+
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+        return False
+    except ValueError:  # some builtins have no signature
+        return False
+    except TypeError:
+        pass
+    # A decorator may have called the function with arguments of its own, and failed afterwards.  So
+    # where one ran, believe Python alone, which says `name() takes ...`.
+    ours = (__name__, 'contextvars', '_contextvars', 'functools')
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [frame for frame in frames if frame.f_globals.get('__name__') not in ours]
+    has_run = getattr(inspect.unwrap(function), '__code__', None) in [f.f_code for f in frames]
+    is_told = re.match(r'[\w.<>]+\(\) (?:takes|missing|got) ', str(error))
+    return not frames or bool(is_told and not has_run)
+
+
+def _check_not_in_class(function: Any) -> None:
+    """Refuse a method in the body of its class: a call would have no object to go with it."""
+    function = getattr(function, '__wrapped__', function)  # of a decorator
+    if not isinstance(function, types.FunctionType):
+        return
+    owner, _, name = function.__qualname__.rpartition('.')
+    code = function.__code__
+    is_method = code.co_varnames[: code.co_argcount][:1] in (('self',), ('cls',))
+    if owner and is_method and not owner.endswith('<locals>'):
+        advice = f"register it bound: Micro.typing('/{name}')(obj.{name})"
+        raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
+
+
+def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[str]) -> UnknownRule:
+    """Why there is no rule to call.  A stranger is told the names of open rules only."""
+    if method not in _METHODS + ('HEAD',):
+        return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
+    rule = rules.get(path)
+    if rule is not None:
+        advice = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
+        advice += f", or methods=('{method}',) in the service" if method in _METHODS else ''
+        methods = ', '.join(rule.methods)
+        text = f'{path} answers {methods}, not {method}: {advice}'
+        return UnknownRule(text, status=405, headers=(('Allow', methods),))
+    near = _nearest(path, is_open)
+    hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
+    if '?' in path:
+        path = path[: path.index('?') + 1]  # what follows may be a token
+        hint = 'the arguments of a call are in its body, not in a query'
+    return UnknownRule(f'no rule {path[:200]!r} here: {hint}')
+
+
+def _nearest(path: str, rules: Iterable[str]) -> str:
+    """The rule that *path* is meant to be, perhaps; an empty string if none is like it."""
+    import difflib
+
+    several = list(rules)
+    return ''.join(difflib.get_close_matches(path[:200], several, 1)) if len(several) <= 100 else ''
+
+
+# Pages: a browser lets a page call only where its origin is allowed, and tells it in headers.
+
+# A web origin (RFC 6454) as browsers write it: in lower case, without the default port.
+_ORIGIN = (
+    r'(?!http:.*:80\Z|https:.*:443\Z)'
+    r'[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?'
+)
+_PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch standard)
+    ('Access-Control-Allow-Methods', ', '.join(_METHODS)),
+    ('Access-Control-Allow-Headers', 'Content-Type'),
+    ('Access-Control-Max-Age', '3600'),
+)
+
+
+def _checked_origins(origins: Any) -> frozenset[str]:
+    if isinstance(origins, str):
+        raise TypeError(f'origins is a list: origins=({origins!r},)')
+    for origin in origins:
+        if not (isinstance(origin, str) and re.fullmatch(_ORIGIN, origin)):
+            like = "'https://app.example' or 'http://localhost:8000'"
+            raise ValueError(f'an origin is as browsers write it, such as {like}, not {origin!r}')
+    return frozenset(origins)
+
+
+def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
+    """Refuse what a foreign web page makes its visitor's browser ask.
+
+    Under DNS rebinding Origin and Host agree on a name: therefore only localhost and IP addresses
+    count as the same origin.
+    """
+    origin, host = headers.get('origin'), headers.get('host', '')
+    if origin in origins:
+        return
+    if origin is not None:
+        name = re.sub(r':[0-9]*\Z', '', host)
+        is_address = re.fullmatch(r'\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(?:\.[0-9]{1,3}){3}', name)
+        if origin.partition('://')[2] != host or not (name == 'localhost' or is_address):
+            advice = f'Microservice(..., origins=({origin[:200]!r},)) lets them'
+            if not re.fullmatch(_ORIGIN, origin):
+                advice = f'{origin[:200]!r} cannot be allowed; serve the page by http'
+            raise Forbidden(f'pages of that origin may not call this service: {advice}', status=403)
+    elif headers.get('sec-fetch-site') == 'cross-site':
+        raise Forbidden('web pages of other sites may not call this service', status=403)
+
+
+# The event loop of async rules: one for a process, in a thread of its own.
+
+# The service whose async rule runs here; its tasks inherit it.
+_async_service: Any = contextvars.ContextVar('microconnect.async_service', default=None)
+
+
+def _is_loop_running() -> bool:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1)
+def _loop_of(process: int) -> Any:
+    """The event loop that the async rules of a process share."""
+    import asyncio
+
+    def make_task(loop: Any, coroutine: Any, **more: Any) -> Any:
+        """Note the tasks of a service, so that `stop` can cancel them."""
+        task = asyncio.Task(coroutine, loop=loop, **more)
+        service = _async_service.get()
+        if service is not None:
+            service._tasks.add(task)
+        return task
+
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(make_task)
+    try:
+        threading.Thread(target=_run_loop, args=(loop,), daemon=True).start()
+    except RuntimeError:  # the system has no more threads
+        loop.close()
+        raise
+    return loop
+
+
+def _run_loop(loop: Any) -> None:
+    import asyncio
+
+    asyncio.set_event_loop(loop)
+    while True:
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of a task: the others go on
+            loop.run_forever()
+
+
+# --------------------------------------------------------------------------------------------- WSGI
+# An adapter of `answer` (PEP 3333).
+
+
+def _wsgi(service: _Rules, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    names = (name for name in environ if name[:5] == 'HTTP_')
+    headers = {name[5:].replace('_', '-').lower(): environ[name] for name in names}
+    headers['content-type'] = environ.get('CONTENT_TYPE', '')
+    method, caller = environ['REQUEST_METHOD'], environ.get('REMOTE_ADDR', '')
+    try:
+        body = _wsgi_body(environ, service.max_body)
+        path = _utf8(environ.get('PATH_INFO', '').encode('latin-1')) or '/'
+        path += '?' if environ.get('QUERY_STRING') else ''
+        answer = service.answer(method, path, headers, body, caller)
+    except MicroconnectError as error:
+        answer = service._finish(_refusal(error), caller, _RequestHead(method, '', headers))
+    status, fields, reply = answer
+    fields += (('Content-Length', str(len(reply))),)
+    start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
+    return [] if method == 'HEAD' else [reply]
+
+
+def _wsgi_body(environ: Mapping[str, Any], limit: int) -> bytes:
+    length = _body_length({'content-length': environ.get('CONTENT_LENGTH') or '0'}, b'1', 0)
+    if length > limit:
+        raise _over_max_body(f'the body of {length} bytes', limit)
+    is_chunked = environ.get('HTTP_TRANSFER_ENCODING')
+    if is_chunked and not environ.get('wsgi.input_terminated'):  # nobody says where it ends
+        raise BadCall('a body needs a Content-Length here', status=411)
+    body: bytes = environ['wsgi.input'].read(limit + 1 if is_chunked else length)
+    if len(body) < length:
+        raise BadCall('the body is shorter than its Content-Length')
+    return body
+
+
+# --------------------------------------------------------------------------------------------- ASGI
+# An adapter of `aanswer` (ASGI 3).
+
+
+async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
+    if scope['type'] == 'lifespan':
+        for phase in ('startup', 'shutdown'):
+            await receive()
+            await send({'type': f'lifespan.{phase}.complete'})
+        return
+    if scope['type'] != 'http':
+        raise RuntimeError(f'only http is answered, not {scope["type"]}')
+    body, more = bytearray(), True
+    while more and len(body) <= service.max_body:
+        message = await receive()
+        if message['type'] == 'http.disconnect':
+            return
+        body += message.get('body', b'')
+        more = message.get('more_body', False)
+    headers = _joined((k.decode('latin-1'), v.decode('latin-1')) for k, v in scope['headers'])
+    path, root = scope['path'], scope.get('root_path', '').rstrip('/')
+    path = (path[len(root) :] if f'{path}/'.startswith(f'{root}/') else path) or '/'
+    path += '?' if scope.get('query_string') else ''
+    host, port = scope.get('client') or ('', None)
+    caller = _netloc(host, port) if port else host  # a Unix socket has no port
+    method = scope['method']
+    status, fields, reply = await service.aanswer(method, path, headers, bytes(body), caller)
+    fields += (('Content-Length', str(len(reply))),)
+    raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
+    await send({'type': 'http.response.start', 'status': status, 'headers': raw})
+    await send({'type': 'http.response.body', 'body': b'' if method == 'HEAD' else reply})
+
+
+# ----------------------------------------------------------------------------------------- listener
+# Our own server: a thread for each connection.  How a stop goes, once `stop` was called:
+#
+# 1. `stop_by` is set, and the alarm wakes the listener's thread.  From now on a request that is
+#    read whole is answered 503, and no connection is kept after its reply.
+# 2. Those who connected last are still accepted, to be told 503; then the port is free.
+# 3. Each connection is ended: the flag `is_ended` says that it reads no more, and those that wait
+#    for a request are woken.  They answer 408, which says that nothing ran.
+# 4. The listener waits once, for the connections that still answer a call (until `stop_by`) or
+#    refuse one (for a second at the most).
+# 5. What is left is cut, in both directions; the calls and tasks of async rules are cancelled.
+
+_BLOCK = 1 << 18  # bytes that have to move within read_timeout
+_HELD = 64 << 20  # bytes of unfinished requests at once, if max_body is not larger
+_LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
+_LAST_WORDS = 0.1  # seconds that a refused peer has at stop to take its 408 or 503
+_TLS_ALERT = b'\x15\x03\x01\x00\x02\x02\x0a'  # fatal: unexpected message (RFC 8446, 6)
+
+
+class _Connection:
+    """A connection to the listener, served in its own thread.
+
+    Others may end its wait for a request (a newcomer needs room, the service stops), and it ends
+    one itself that takes too long.  Then only the receiving half is shut down.  So the peer can be
+    told 408, and knows that its request was not run.
+    """
+
+    def __init__(self, listener: _Listener, sock: socket.socket, address: Any) -> None:
+        self.listener = listener
+        micro = self.micro = listener.micro
+        self.caller = _netloc(*address[:2])
+        self.timed = _TimedSocket(sock)
+        self.reader = _Reader(self._receive, _parse_request_head, _REQUEST_LINE, micro.max_head)
+        self.thread: threading.Thread | None = None
+        # 'new', 'idle' until the first bytes of a request, 'reading' it, 'answering' once it is
+        # whole, or 'refusing' it, since nothing was run; at last 'closing'.
+        self.state = 'new'
+        self.is_ended = False  # reads no more requests; set by any thread
+        self.idle_since = _clock.now()
+        self.count = 0  # bytes that have come since the deadline was set
+        self.held = 0  # bytes of the body that is being answered
+        # Spread, so that the connections of a burst do not all come back at once.
+        self.retire_at = _clock.now() + micro.max_age * (1 - os.urandom(1)[0] / 2550)
+
+    def serve(self) -> None:
+        """Serve request after request until either side closes."""
+        self.thread, self.state = threading.current_thread(), 'idle'
+        head: _RequestHead | None = None
+        seconds = self.micro.read_timeout  # for the first word; later idle_timeout
+        try:
+            if self.listener.ssl_context:
+                self._begin_tls(self.listener.ssl_context)
+            while True:
+                head = None
+                self.idle_since, self.state = _clock.now(), 'idle'
+                self.timed.deadline = self.idle_since + seconds
+                head = self.reader.head()
+                if not head:
+                    break
+                if not self._serve_request(head):
+                    self._linger()
+                    break
+                seconds = self.micro.idle_timeout
+        except MicroconnectError as error:
+            self._refuse(error, head)
+        except MemoryError as error:
+            if self.state != 'answering':  # else the function may have run
+                self._refuse(error, head)
+        except OSError:
+            pass  # the peer is gone, or was too slow to take its reply
+
+    def _begin_tls(self, context: Any) -> None:
+        import ssl
+
+        # OpenSSL 3 would let nothing be sent after the receiving half is shut down, such as a 408.
+        # Python names the option from 3.10 on.  It is needed while wrapping only, and the context
+        # is the caller's.
+        option = getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0x80)
+        with _process_lock('wrap'):
+            options, context.options = context.options, context.options | option
+            try:
+                # The handshake is apart, so that `end` finds the socket of a silent peer.
+                sock = context.wrap_socket(
+                    self.timed.sock, server_side=True, do_handshake_on_connect=False
+                )
+            finally:
+                context.options = options
+        self.timed = _TimedSocket(sock)
+        self.timed.deadline = _clock.now() + self.micro.read_timeout
+        try:
+            self._wait(sock.do_handshake)
+        except OSError as error:
+            _log('debug', 'a TLS handshake failed: %s', error)
+            if getattr(error, 'reason', '') == 'HTTP_REQUEST':  # OpenSSL says nothing then
+                socket.socket.send(sock, _TLS_ALERT)
+            self._linger()  # or a reset takes the alert along
+            raise
+
+    def end(self, directions: int = socket.SHUT_RD) -> None:
+        """Read no more requests, and wake the thread if it waits for one; any thread may ask.
+
+        First the flag, then the shutdown: the thread looks at the flag before and after each wait.
+        Raised too late it ends no call: that is answered, and the connection closed after it.
+        """
+        self.is_ended = True
+        is_cut = directions == socket.SHUT_RDWR
+        if is_cut or (self.state not in ('answering', 'refusing') and _LOOK == _LONGEST):
+            with _accepting:  # nobody may be closing the descriptor meanwhile
+                self.timed.shutdown(directions)
+
+    def _wait(self, operation: Callable[..., Any], *args: Any) -> Any:
+        """Call what waits for the peer; socket.timeout if it is late, or the wait is ended.
+
+        A shorter timeout that is set already is waited out first.
+        """
+        timed, is_set = self.timed, False
+        while not self.is_ended:
+            left = timed.deadline - _clock.now()
+            left = left if left < _LOOK else _LOOK
+            if timed.seconds > 1.02 * left or (is_set and timed.seconds < left):
+                timed.allow(left)
+            try:
+                return operation(*args)
+            except socket.timeout:
+                is_set = True
+        raise socket.timeout('the wait was ended')
+
+    def _receive(self, size: int) -> bytes:
+        """Up to *size* bytes of a request; Busy where they do not come in time.
+
+        What a peer has begun to say has read_timeout for each block of bytes.
+        """
+        reader = self.reader
+        is_idle = self.state == 'idle' and reader.buffer in (b'', b'\r')  # no word yet
+        if not is_idle and (self.state == 'idle' or self.count >= _BLOCK):
+            self.timed.deadline, self.count = _clock.now() + self.micro.read_timeout, 0
+            self.state = 'reading'
+        try:
+            data: bytes = self._wait(self.timed.recv, size)
+        except socket.timeout:
+            self.end()
+        except OSError:
+            data = b''
+        if self.is_ended:
+            # If a request is on its way just now, the 408 tells its sender that it did not run.
+            idle = 'the connection was idle, or the service stops; send again'
+            why = idle if is_idle else 'the request came too slowly'
+            raise Busy(why, status=408, was_idle=is_idle)
+        self.count += len(data)
+        if len(reader.buffer) + len(data) + len(reader.content) > _PIECE:
+            self.listener.check_room()
+        return data
+
+    def _serve_request(self, head: _RequestHead) -> bool:
+        """Read the rest of a request, and answer it; False where the connection is to be closed."""
+        micro, reader = self.micro, self.reader
+        self.state, self.count = 'reading', _BLOCK
+        if head.expects and head.length <= micro.max_body and not reader.buffer:
+            self.timed.sendall(b'HTTP/1.1 100 Continue\r\n\r\n', micro.read_timeout)
+        body = reader.body(head.length, micro.max_body) if head.length else b''
+        self.state, self.held = 'answering', len(body)
+        busy = Busy('the service is stopping') if self.listener.stop_by else None
+        status, headers, reply = micro._handle(head, body, self.caller, busy)
+        self.held = 0
+        keep = head.keep_alive and not self.is_ended and busy is None
+        keep = keep and _clock.now() < self.retire_at
+        self._send(status, headers, reply, keep)
+        return keep
+
+    def _send(self, status: int, headers: Headers, body: bytes, keep: bool) -> None:
+        timed, seconds, length = self.timed, self.micro.read_timeout, len(body)
+        head = _reply_head(status, headers, keep and self.micro.idle_timeout, int(time.time()))
+        if self.reader.last_head[:5] == b'HEAD ':
+            body = b''
+        self.reader.last_head = b''  # what comes next, such as a 408, is no reply to it
+        start = b'%bContent-Length: %d\r\n\r\n%b' % (head, length, body[:_PIECE])
+        timed.sendall(start, seconds)
+        if len(body) > _PIECE:  # a copy of a large body would cost as much memory again
+            view = memoryview(body)
+            for at in range(_PIECE, len(body), _BLOCK):
+                timed.sendall(view[at : at + _BLOCK], seconds)
+
+    def is_awaited(self, last: float) -> bool:
+        """Whether a listener that stops still waits for it: for a call longer than until *last*."""
+        until = self.listener.stop_by if self.state == 'answering' else last
+        return until is not None and _clock.now() < until
+
+    def _refuse(self, error: MicroconnectError | MemoryError, head: _RequestHead | None) -> None:
+        """Answer what is no whole request; nothing after it on this connection is read as one."""
+        self.state = 'refusing'
+        self.reader.buffer, self.reader.content = b'', bytearray()  # room for others
+        with contextlib.suppress(OSError):
+            answer = _refusal(error)
+            if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
+                answer = self.micro._finish(answer, self.caller, head or _NO_HEAD)
+            self._send(*answer, keep=False)
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close in stages (RFC 9112, 9.6): with bytes unread it would reset, and lose the reply."""
+        self.timed.shutdown(socket.SHUT_WR)
+        self.state = 'closing'
+        until = _clock.now() + (_LAST_WORDS if self.listener.stop_by else _LINGER)
+        data = b'...'
+        while data:
+            self.timed.allow(until - _clock.now())
+            data = socket.socket.recv(self.timed.sock, _PIECE)  # raw, under TLS too
+
+
+class _Listener(http.server.ThreadingHTTPServer):
+    """Accepts connections, which socketserver calls requests.
+
+    Its thread sleeps until one comes, or until `stop`.  socketserver calls, in this order:
+    `get_request`, `process_request`, and in a thread of the connection's own `finish_request` and
+    `shutdown_request`.
+    """
+
+    request_queue_size = 1024  # the stock 5 resets most of a burst of clients
+    allow_reuse_address = os.name == 'posix'  # elsewhere two services could share a port
+    timeout = 0  # `_accept` waits
+
+    def __init__(
+        self, micro: Microservice, address: tuple[str, int], ssl_context: Any, reuse_port: bool
+    ) -> None:
+        self.micro = micro
+        self.process = os.getpid()
+        self.ssl_context: Any = ssl_context
+        # Python 3.11 knows it, too, but would pass over a system that has no such option.
+        self.allow_reuse_port = reuse_port
+        self.connections: set[_Connection] = set()
+        self.stop_by: float | None = None
+        self.signal = ''  # that asked `run` to stop
+        self.watcher: Any = None  # a socket of `run`, which waits for the end
+        self.has_ended = False
+        self.address_family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
+        super().__init__(address, http.server.BaseHTTPRequestHandler)
+        self.socket.setblocking(False)  # a newcomer may be gone before it is accepted
+        self.waking, self.alarm = socket.socketpair()
+        self.alarm.setblocking(False)
+        _sockets.update((self.socket, self.waking, self.alarm))
+        self.thread = threading.Thread(target=self.serve, name='microconnect', daemon=True)
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
+        if self.allow_reuse_port:
+            if not hasattr(socket, 'SO_REUSEPORT'):
+                raise OSError(errno.ENOTSUP, 'this system cannot share a port: reuse_port=False')
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def url(self) -> str:
+        scheme = 'https' if self.ssl_context else 'http'
+        return f'{scheme}://{_netloc(_loopback(self.server_name), self.server_port)}'
+
+    def stop(self, grace: float) -> None:
+        """Begin to stop; calls in flight have *grace* seconds."""
+        self.stop_by = min(self.stop_by or math.inf, _clock.now() + grace)
+        with contextlib.suppress(OSError):  # it has ended, or was woken often
+            self.alarm.send(b'\0')
+
+    def serve(self) -> None:
+        """Serve until `stop`, and until the calls in flight have ended; see the phases above."""
+        try:
+            while self.stop_by is None:
+                self._accept(None)
+            self._tell_of_stop()
+            for _ in range(self.request_queue_size):
+                if not self._accept(0):
+                    break
+            self.server_close()  # a successor may have the port
+            for one in self.connections.copy():
+                one.end()
+            last = _clock.now() + 10 * _LAST_WORDS  # much, for a machine under load
+            while any(one.is_awaited(last) for one in self.connections.copy()):
+                time.sleep(0.002)
+            for one in self.connections.copy():
+                one.end(socket.SHUT_RDWR)
+            self.micro._cancel_tasks()
+            _log('info', '%s has stopped', self.micro.name)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the port and whatever else is held, but for the connections."""
+        self.server_close()
+        self.waking.close()
+        self.alarm.close()
+        self.has_ended = True
+        if self.watcher:
+            with contextlib.suppress(OSError):  # `run` has ended by an exception
+                self.watcher.send(b'\0')
+
+    def _tell_of_stop(self) -> None:
+        """Say what is waited for."""
+        busy = sum(one.state == 'answering' for one in self.connections.copy())
+        text = f'{self.micro.name} stops' + (f' on {self.signal}' if self.signal else '')
+        if busy:
+            left = max((self.stop_by or 0) - _clock.now(), 0)
+            text += f': {_count(busy, "call")} in progress, up to {left:.0f} s'
+        _log('info', text)
+        if busy and self.signal:
+            _say(f'{text}; again to end at once', sys.stdout)
+
+    def _accept(self, seconds: float | None) -> bool:
+        """Take a connection, if one comes in time and before `stop`; say whether."""
+        with getattr(selectors, 'PollSelector', selectors.SelectSelector)() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self.waking, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(seconds)]
+        if self.socket in ready:
+            self.handle_request()
+        return self.socket in ready
+
+    def check_room(self) -> None:
+        """Refuse one more block of a request if all of them hold too much already."""
+        everyone = self.connections.copy()
+        held = sum(one.held + len(one.reader.buffer) + len(one.reader.content) for one in everyone)
+        if held > max(_HELD, 2 * self.micro.max_body):
+            raise Busy('too many large requests at once; try again later')
+
+    def _evict_idle(self) -> bool:
+        """Close the connection that is idle the longest; False if none is idle."""
+        idle = [one for one in self.connections.copy() if one.state == 'idle' and not one.is_ended]
+        if idle:
+            min(idle, key=lambda one: one.idle_since).end()
+        return bool(idle)
+
+    def get_request(self) -> Any:
+        try:
+            with _accepting:
+                sock, address = super().get_request()
+                return _Connection(self, sock, address), address
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # mostly: no descriptor is left
+                self._evict_idle()
+                time.sleep(0.01)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a newcomer in a thread of its own, or tell it that there is none."""
+        self.connections.add(request)
+        try:
+            if len(self.connections) > self.micro.max_connections and not self._evict_idle():
+                raise RuntimeError('every connection is busy')
+            super().process_request(request, client_address)
+        except (RuntimeError, MemoryError):  # or the system has no thread left
+            self._evict_idle()  # for the next one
+            self._reject(request)
+            self.shutdown_request(request)
+
+    def _reject(self, request: _Connection) -> None:
+        """Refuse a newcomer, without waiting for it."""
+        sock = request.timed.sock
+        with contextlib.suppress(OSError):
+            if self.ssl_context is None:
+                refusal = _refusal(Busy('every connection is busy; try again later'))
+                answer = self.micro._finish(refusal, request.caller)
+                request._send(*answer, keep=False)
+            sock.setblocking(False)
+            sock.recv(_BLOCK)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        request.serve()
+
+    def shutdown_request(self, request: Any) -> None:
+        with _accepting:  # only here: so no descriptor that is free again is shut down
+            request.timed.sock.close()
+        self.connections.discard(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log('exception', 'a connection failed')
+
+
+def _check_place(host: Any, port: Any) -> None:
+    is_url = isinstance(host, str) and ('/' in host or host.count(':') == 1)  # or with a port
+    if is_url or not isinstance(host, str) or not isinstance(port, int):
+        forms = "host is such as '127.0.0.1', and port such as 5000"
+        raise TypeError(f'{forms}, not {host!r} and {port!r}')
+
+
+def _listen(micro: Microservice, where: Any, ssl_context: Any, reuse_port: bool) -> _Listener:
+    """Make the listener; an error says where it cannot be, and why."""
+    try:
+        return _Listener(micro, where, ssl_context, reuse_port)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, 'errno', None) or errno.EINVAL
+        why = getattr(error, 'strerror', None) or error
+        if number == errno.EADDRINUSE:
+            why = f'{why}: stop what listens there, or take another port (0: a free one)'
+        raise OSError(number, f'cannot listen on {_netloc(*where)}: {why}') from None
+
+
+@contextlib.contextmanager
+def _stopping_signals(listener: _Listener) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop a listener, and every signal wake the watcher's peer."""
+    import signal
+
+    def stop(number: int, _: Any) -> None:
+        if os.getpid() != listener.process:  # a forked child inherits this, but does not serve
+            raise KeyboardInterrupt
+        listener.signal = signal.Signals(number).name
+        listener.stop(0 if listener.stop_by else 10)
+
+    before: dict[signal.Signals, Any] = {}
+    # Signals write to the watcher, too: one that comes just before the wait is not lost.
+    listener.watcher.setblocking(False)
+    wakeup = signal.set_wakeup_fd(listener.watcher.fileno(), warn_on_full_buffer=False)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+        with contextlib.suppress(OSError, ValueError):  # the one before is closed
+            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(wakeup)
+
+
+# ------------------------------------------------------------------------------------- Microservice
+
+# The latest service of this name, host and port.
+_served: weakref.WeakValueDictionary[Any, Microservice] = weakref.WeakValueDictionary()
+
+
+class Microservice(_Rules):
+    """Functions that other processes call: the service.
+
+    You call: `typing` (or `route`) and `reply` to decorate, `rules` to list, `run` to serve,
+    `start` and `stop` to serve in the background, `answer`, `aanswer`, `wsgi` and `asgi` to be
+    hosted elsewhere.
+
+    Args:
+        name (str): told by GET /; recommended: ``__name__``.
+        port (int): where to listen, default 5000; 0 takes a free one.
+        host (str): default '0.0.0.0': every interface; a warning names the rules open there.
+        debug (bool): print a line for each call, and send callers the traceback of what a
+            function raises.
+        token (dict, str or list): rule -> token, or one for every rule.  It can be changed at any
+            time by ``Micro.token['/rule'] = '...'``.  Of a list each token is taken, so that
+            callers can change theirs one after the other.  A warning at start tells of None, such
+            as of an environment variable that is not set.
+        secretKey: what checks that calls are signed and signs replies, such as Keys('...') of
+            examples/signed; see `_checked_signer`.  Only calls that are signed are answered.
+        origins (list of str): the web pages that may call, such as 'https://app.example'; default:
+            only those that this host itself serves, by the name localhost or its IP address.
+        max_body (int): bytes of a request's or reply's body, default 8 MiB.  The worst JSON of
+            that size takes 0.4 GB and a second to decode.
+        max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
+        read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
+            first word, for a head, and for each 256 KiB of a body or of taking a reply.
+        idle_timeout (float): seconds between requests, default 60; told to clients.
+        max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
+            makes room; if all are busy the newcomer is answered 503.
+        max_age (float): seconds, default 300, after which a connection is closed with a reply, so
+            that friends spread over new instances, as gRPC's MAX_CONNECTION_AGE does.
+
+    Attributes:
+        token: the tokens, rule -> token.
+        address (str): the URL for a Friend, while it serves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        port: int = 5000,
+        host: str = '0.0.0.0',
+        debug: bool | None = None,
+        token: Tokens = False,
+        secretKey: Any = None,
+        *,
+        origins: Sequence[str] = (),
+        max_body: int = 8 << 20,
+        max_head: int = 32 << 10,
+        read_timeout: float = 20,
+        idle_timeout: float = 60,
+        max_connections: int = 1000,
+        max_age: float = 300,
+    ) -> None:
+        super().__init__(name, debug, token, secretKey, origins, max_body)
+        self.port = port
+        self.host = host
+        self.max_head = _checked_number('max_head', max_head)
+        self.read_timeout = _checked_seconds('read_timeout', read_timeout)
+        self.idle_timeout = _checked_seconds('idle_timeout', idle_timeout)
+        self.max_connections = _checked_number('max_connections', max_connections)
+        self.max_age = _checked_seconds('max_age', max_age)
+        self._listener: _Listener | None = None
+        self._has_warned = False
+
+    def __repr__(self) -> str:
+        listener = self._serving()
+        where = f'at {listener.url()}' if listener else '(it does not serve)'
+        return f'<Microservice {self.name!r} {where}, {_count(len(self._rules), "rule")}>'
+
+    def _serving(self) -> _Listener | None:
+        """The listener, if it has not ended; one that a fork left behind here is released."""
+        listener = self._listener
+        if listener and listener.process != os.getpid():
+            listener.close()
+        return None if listener is None or listener.has_ended else listener
+
+    @property
+    def address(self) -> str:
+        """The URL for a Friend on this machine; RuntimeError while it does not serve."""
+        listener = self._serving()
+        if listener is None:
+            raise RuntimeError(f'{self.name} does not serve: call start() or run() first')
+        return listener.url()
+
+    @property
+    def wsgi(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+        """The WSGI application (PEP 3333): ``application = Micro.wsgi``."""
+        self._warn_once()
+        return functools.partial(_wsgi, self)
+
+    @property
+    def asgi(self) -> Callable[..., Any]:
+        """The ASGI 3 application: ``uvicorn app1:Micro.asgi``."""
+        self._warn_once()
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            await _asgi(self, scope, receive, send)
+
+        return application  # a function: uvicorn takes another callable for ASGI 2
+
+    def _warn_once(self) -> None:
+        """Warn where others do the listening, or nobody does: once, however often it is asked."""
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn('localhost')
+
+    def _warn(self, host: str) -> None:
+        """Say which tokens guard nothing, and which rules anyone who reaches *host* can call."""
+        if not self._rules:
+            text = 'put @Micro.typing above functions, and import them first'
+            _log('warning', '%s has no rules: %s', self.name, text)
+        for path in set(self.token) - set(self._rules):
+            near = _nearest(path, self._rules)
+            # No similar rule: the key may be the token itself, so do not log it.
+            hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
+            _log('warning', 'a token is set, and there is no rule %s', hint)
+        is_open = self._open_rules()
+        given = self._rule_tokens.by_rule
+        missing = [path for path in is_open if None in (given[path], self._tokens.default)]
+        if missing:
+            _log('warning', 'token=None, so anyone can call %s: %s', ', '.join(missing), _UNSET)
+        if _is_loopback(host):
+            return
+        if is_open:
+            advice = "the network can call %s at %s: give each rule a token, or host='127.0.0.1'"
+            _log('warning', advice, ', '.join(is_open), host)
+        if self.debug:
+            advice = "debug sends tracebacks to all at %s: leave it out, or host='127.0.0.1'"
+            _log('warning', advice, host)
+
+    def start(
+        self,
+        port: int | None = None,
+        host: str | None = None,
+        debug: bool | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        reuse_port: bool = False,
+    ) -> Microservice:
+        """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
+
+        Args:
+            port, host: until it stops, in place of those given to the class.
+            debug: from now on, in place of that given to the class.
+            ssl_context: serve https by it.
+            reuse_port: let other processes that say so too share the port (Linux, BSD).
+
+        Raises:
+            OSError: it cannot listen there; the message says where and why.
+            RuntimeError: it serves already.
+        """
+        _checked_context(ssl_context, 'SERVER')
+        where = (self.host if host is None else host, self.port if port is None else port)
+        _check_place(*where)
+        older = _served.get((self.name, where))
+        if older and older is not self and hasattr(sys, 'ps1'):
+            older.stop()  # the cell was run again; no other name is left for that service
+        with _process_lock('start and stop'):
+            if self._serving():
+                text = f'{self.name} serves already, at {self.address}: call stop() first'
+                raise RuntimeError(text)
+            self._listener = listener = _listen(self, where, ssl_context, reuse_port)
+            self.debug = self.debug if debug is None else debug
+            try:
+                self._warn(listener.server_name)
+                rules = _count(len(self._rules), 'rule')
+                _log('info', '%s listens on %s, %s', self.name, listener.url(), rules)
+                listener.thread.start()
+            except BaseException:  # no more threads, or a signal
+                listener.close()
+                raise
+            _served[self.name, where] = self
+        return self
+
+    def stop(self, grace: float = 10) -> None:
+        """Stop: calls in flight are finished, new ones refused; then everything is released.
+
+        It may be called at any time, from anywhere, more than once.  In a rule it returns at
+        once, and the service stops after the reply.
+
+        Args:
+            grace: seconds, default 10, until what still runs is cut off.
+        """
+        listener = self._serving()
+        if listener is None:
+            self._cancel_tasks()
+            return
+        listener.stop(grace)
+        threads = [connection.thread for connection in listener.connections.copy()]
+        is_in_async_rule = _async_service.get() is not None and _is_loop_running()
+        if threading.current_thread() in (*threads, listener.thread) or is_in_async_rule:
+            return
+        # Not join() or wait(): a signal's handler may raise or call `stop` in the middle of them,
+        # and they do not survive it (in Python 3.11 join() forgets the thread).  A handler may
+        # even interrupt start(): the thread then has no ident yet, and will see that it is to stop.
+        while listener.thread.ident and not listener.has_ended:
+            time.sleep(0.002)
+
+    def run(
+        self,
+        port: int | None = None,
+        host: str | None = None,
+        debug: bool | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        reuse_port: bool = False,
+    ) -> None:
+        """Serve as `start` does until Ctrl-C or SIGTERM, then `stop`; a second one ends at once."""
+        self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port)
+        listener: Any = self._listener
+        waiting, listener.watcher = socket.socketpair()
+        try:
+            with _stopping_signals(listener) if _in_main_thread() else contextlib.nullcontext():
+                where = _netloc(listener.server_name, listener.server_port)
+                here = f'{where}, here {listener.url()}'
+                _say(f'{self.name}: listening on {here}; Ctrl-C stops it', sys.stdout)
+                while not listener.has_ended:
+                    waiting.recv(_FIRST_READ)
+        finally:
+            self.stop(0)
+            waiting.close()
+            listener.watcher.close()
+
+    def __enter__(self) -> Microservice:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+
+SanicApp = Microservice  # the original's other name for it
+
+
+# -------------------------------------------------------------------------------------------- shell
 # `python3 microconnect.py`, or `-m microconnect`.  An import loads nothing of what it needs.
 
 _HELP = """\
@@ -3490,12 +3162,13 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130  # as a shell counts a SIGINT
-    except (MicroconnectError, OSError) as error:
-        status, text = 1, str(error)
-    except (TypeError, ValueError) as error:  # what cannot be an address, a token, a service
-        status, text = 2, str(error)
-    _say(f'microconnect: {_printable(" ".join(text.split()))}', sys.stderr)
-    return status
+    except (MicroconnectError, OSError, TypeError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, Forbidden):
+            text += '; a token is given by --token, and the shell signs nothing'
+        _say(f'microconnect: {_printable(" ".join(text.split()))}', sys.stderr)
+        # 2: what cannot be an address, a token, a service.
+        return 1 if isinstance(error, (MicroconnectError, OSError)) else 2
 
 
 def _command_line() -> Any:
@@ -3503,6 +3176,7 @@ def _command_line() -> Any:
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=_HELP, formatter_class=raw)
+    parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
     def add(run: Any, name: str, argument: str, what: str) -> Any:
@@ -3521,9 +3195,8 @@ def _command_line() -> Any:
     ping = add(_ping, 'ping', 'URL', 'ask whether a service answers')
     for option in (send, rules, ping):
         told = 'default: $MICROCONNECT_TOKEN, which ps does not show'
-        option('--token', default=_environ('TOKEN'), help=told)
+        option('--token', default=os.environ.get('MICROCONNECT_TOKEN') or None, help=told)
         option('--timeout', type=float, default=60, metavar='SECONDS', help='default: 60')
-        option('--cacert', metavar='FILE', help='the certificate to trust, for https')
     send('rule', metavar='/rule')
     send('arguments', metavar='ARG|key=ARG', nargs='*')
     send('--raw', action='store_true', help='print a text as it is, not as JSON')
@@ -3537,10 +3210,19 @@ def _serve(options: Any) -> None:
 
 def _load_service(target: str, fail: Callable[[str], Any]) -> Any:
     """Give the Microservice that *target* names; *fail* is told why there is none."""
+    import importlib
+
     path, _, wanted = target.rpartition(':')
     if not (path and wanted.isidentifier()):  # it names a module alone, perhaps C:\app1.py
         path, wanted = target, ''
-    module = _load_module(path, fail)
+    folder, name = os.path.split(path[:-3]) if path.endswith('.py') else ('', path)
+    sys.path.insert(0, os.path.abspath(folder))
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.partition('.')[0]):
+            raise  # the module imports another one that is missing
+        fail(f'there is no module {name} in {sys.path[0]}')
     # Ask the type: a lazy object or a mock may answer to any attribute.
     services = {k: v for k, v in vars(module).items() if hasattr(type(v), 'aanswer')}
     if not wanted and len(services) == 1:
@@ -3551,54 +3233,13 @@ def _load_service(target: str, fail: Callable[[str], Any]) -> Any:
     return services[wanted]
 
 
-def _load_module(path: str, fail: Callable[[str], Any]) -> Any:
-    import importlib.util
-
-    is_file = path.endswith('.py')
-    sys.path.insert(0, os.path.abspath(os.path.dirname(path) if is_file else ''))
-    if is_file:
-        if not os.path.isfile(path):
-            fail(f'there is no file {path}')
-        name = os.path.basename(path)[:-3]
-        spec: Any = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(name, module)
-        spec.loader.exec_module(module)
-        return module
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name not in (path, path.partition('.')[0]):
-            raise  # the module imports another one that is missing
-        fail(f'there is no module {path} in {sys.path[0]}')
-
-
 def _friend(options: Any) -> Friend:
-    context = None
-    if options.cacert:
-        import ssl
-
-        try:
-            context = ssl.create_default_context(cafile=options.cacert)
-        except OSError as error:
-            raise ValueError(f'--cacert {options.cacert}: {error.strerror or error}') from None
-    return Friend(
-        'service',
-        options.target,
-        options.token,
-        _environ('SECRET_KEY') or False,
-        timeout=options.timeout,
-        ssl_context=context,
-    )
-
-
-def _environ(name: str) -> str | None:
-    """A secret from the environment, which ps does not show."""
-    return os.environ.get(f'MICROCONNECT_{name}') or None
+    return Friend('', options.target, options.token, timeout=options.timeout)
 
 
 def _argument(text: str) -> Any:
-    text = sys.stdin.read().rstrip('\n') if text == '-' else text
+    if text == '-':
+        text = sys.stdin.read().rstrip('\n') if sys.stdin else ''
     try:
         return _decode(text.encode())
     except ValueError:
@@ -3608,12 +3249,12 @@ def _argument(text: str) -> Any:
 def _send(options: Any) -> None:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    for text in options.arguments + options.more:
-        found = re.fullmatch(r'([^\W\d]\w*)=(.*)', text, re.S)
+    for word in options.arguments + options.more:
+        found = re.fullmatch(r'([^\W\d]\w*)=(.*)', word, re.S)
         if found:
             kwargs[found.group(1)] = _argument(found.group(2))
         else:
-            args.append(_argument(text))
+            args.append(_argument(word))
     with _friend(options) as friend:
         value = friend.send(options.rule, *args, **kwargs)
     coding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
@@ -3645,7 +3286,7 @@ def _ping(options: Any) -> None:
     with _friend(options) as friend:
         if options.wait is not None:
             friend.wait(options.wait)
-        elif why := friend._why_silent(time.monotonic() + min(friend.timeout, 5)):
+        elif why := friend._unavailable_reason(_clock.now() + min(friend.timeout, 5)):
             raise Unreachable(why)
     print(f'{options.target} answers')
 

@@ -24,7 +24,6 @@ import fractions
 import functools
 import gc
 import hashlib
-import hmac
 import http.server
 import importlib.util
 import inspect
@@ -102,7 +101,6 @@ JSON = {'Content-Type': 'application/json'}
 
 needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
 needs_signals = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signals to send')
-needs_clock = pytest.mark.skipif(os.name == 'nt', reason='Windows has no thread that ends waits')
 needs_timers = pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='no timers here')
 
 
@@ -116,17 +114,18 @@ REFUSED_SOON = 'in time' if os.name == 'nt' else 'refused'
 CHUNKED, TO_THE_END = microconnect._CHUNKED, microconnect._TO_THE_END  # instead of a body's length
 parse_request = microconnect._parse_request_head
 parse_reply = microconnect._parse_reply_head
-error_of = microconnect._error_from_reply  # of a reply's status and body
-Keys, Nonces = microconnect._Keys, microconnect._Nonces
-call_parts, reply_parts = microconnect._call_parts, microconnect._reply_parts
-check_reply = microconnect._check_reply
-hmac_signature = microconnect._signature
+
+
+def error_of(status, body, kind='application/problem+json', server=''):
+    """The error that a reply stands for."""
+    reply = microconnect._ReplyHead(status, len(body), 0.0, '', server, {'content-type': kind})
+    return microconnect._error_from_reply(reply, body)
 
 
 def value_of(body):
     """What `send` gives for a reply with *body*."""
     head = parse_reply(b'HTTP/1.1 200 OK\r\nContent-Type: application/json')
-    return microconnect._returned(head, body)
+    return microconnect._returned(head, body, time.monotonic() + TIMEOUT)
 
 
 def decodes(body):
@@ -154,22 +153,22 @@ class Reader:
         module = microconnect
         parse = module._parse_reply_head if reply else module._parse_request_head
         line = module._STATUS_LINE if reply else module._REQUEST_LINE
-        self.inner = module._Reader(parse, line, max_head)
+        self.inner = module._Reader(self.receive, parse, line, max_head)
         self.left, self.cut = data, cut
 
-    def take(self, method, *args):
-        while (got := method(*args)) is None:
-            assert not self.inner.has_ended, 'it waits for more, though the connection ended'
-            size = self.cut(self.left)
-            self.inner.feed(self.left[:size])
-            self.left = self.left[size:]
-        return got
+    def receive(self, most):
+        size = min(self.cut(self.left), most)
+        given, self.left = self.left[:size], self.left[size:]
+        return given
 
     def head(self):
-        return self.take(self.inner.head)
+        got = self.inner.head()
+        if got is None:  # as the owners of a reader take it
+            raise BadCall('the connection ended in the middle of a message')
+        return got
 
     def body(self, length, limit):
-        return self.take(self.inner.body, length, limit)
+        return self.inner.body(length, limit)
 
 
 def reader(data, step=0, reply=False, max_head=200, seed=None):
@@ -190,7 +189,8 @@ def read_reply(data, max_body=250000):
     head = stream.head()
     while head.status < 200:
         head = stream.head()
-    return microconnect._returned(head, stream.body(head.length, max_body))
+    body = stream.body(head.length, max_body)
+    return microconnect._returned(head, body, time.monotonic() + TIMEOUT)
 
 
 def connections_of(service):
@@ -200,16 +200,11 @@ def connections_of(service):
 
 def idle_connections_of(service):
     """The open connections that wait for a request."""
-    return [one for one in connections_of(service).copy() if one.is_idle]
+    return [one for one in connections_of(service).copy() if one.state == 'idle']
 
 
 def is_stopping(service):
     return service._listener.stop_by is not None
-
-
-def waiting_connections_of(service):
-    """The open connections whose wait for their peer can be ended to make room."""
-    return [one for one in idle_connections_of(service) if one.timed.key in one.timed.clock.entries]
 
 
 def sockets_of(service, friend):
@@ -233,7 +228,7 @@ def replace_links(friend, links):
 
 def make_old(link):
     """Let *link* be past the time for which its peer keeps it."""
-    link.retire_at = 0.0
+    link.keep_until = 0.1
 
 
 def proxy_of(friend):
@@ -241,41 +236,16 @@ def proxy_of(friend):
     return friend._addresses[0].proxy
 
 
-@pytest.fixture(params=['by the clock', 'by the sockets'])
+@pytest.fixture(params=['at once', 'by looks'])
 def each_way(request, monkeypatch):
-    """Time is kept by the clock's thread, and, as if there could be none, by each socket."""
-    if request.param == 'by the sockets':
-        clock = microconnect._Clock()
-        clock.wake = lambda: False
-        monkeypatch.setattr(microconnect, '_clock', clock)
-    return request.param
+    """What ends a wait wakes its thread, and, as on Windows, the thread looks now and then."""
+    if request.param == 'by looks':
+        monkeypatch.setattr(microconnect, '_LOOK', 0.05)
 
 
-def wait_of(one):
-    """The key of the present or last wait of a connection or link."""
-    return one.timed.key
-
-
-def end_wait(one, key):
-    """End the wait *key* as the clock does; False if it is over."""
-    return one.timed.end(key)
-
-
-def new_clock(monkeypatch, meanwhile):
-    """A new clock, which calls *meanwhile* as it has ended something late; gives its waits."""
-    clock = microconnect._Clock()
-    look = clock._end_late
-
-    def end_late():
-        before = len(clock.entries)
-        earliest = look()
-        if len(clock.entries) < before:
-            meanwhile()
-        return earliest
-
-    clock._end_late = end_late
-    monkeypatch.setattr(microconnect, '_clock', clock)
-    return clock.entries
+def end_wait(connection):
+    """End the wait of a connection, as for a newcomer that needs room."""
+    connection.end()
 
 
 def linger_briefly(monkeypatch):
@@ -288,28 +258,6 @@ def shorten_queue(monkeypatch, size):
     monkeypatch.setattr(microconnect._Listener, 'request_queue_size', size)
 
 
-def rest_for(monkeypatch, seconds):
-    """Let a thread of `asend` that has nothing to do end after *seconds*; there is none yet."""
-    monkeypatch.setattr(microconnect, '_WORKER_IDLE', seconds)
-    monkeypatch.setattr(microconnect, '_workers', microconnect._Workers())
-
-
-def before_a_thread_ends(meanwhile):
-    """Let threads of `asend` call *meanwhile* when nothing came to do; gives their queue."""
-    workers = microconnect._workers
-    queue = workers.calls
-
-    def get(timeout):
-        try:
-            return queue.get(timeout=timeout)
-        except workers.nothing_came:
-            meanwhile()
-            raise
-
-    workers.calls = types.SimpleNamespace(get=get, put=queue.put)
-    return queue
-
-
 def hold_at_most(monkeypatch, size):
     """Let a service hold *size* bytes of unfinished requests, if twice max_body is not more."""
     monkeypatch.setattr(microconnect, '_HELD', size)
@@ -317,30 +265,31 @@ def hold_at_most(monkeypatch, size):
 
 def forget_idle_threads():
     """Let the next asend need a new thread."""
-    microconnect._workers = None
+    microconnect._workers_of.cache_clear()
 
 
 def fail_to_read(monkeypatch, size):
     """Let no memory be left once a connection has sent *size* bytes."""
-    feed = microconnect._Reader.feed
+    receive = microconnect._Connection._receive
 
-    def feed_or_fail(reader, data):
-        if len(reader.buffer) + len(data) >= size:
+    def receive_or_fail(connection, most):
+        data = receive(connection, most)
+        if len(connection.reader.buffer) + len(data) >= size:
             raise MemoryError
-        feed(reader, data)
+        return data
 
-    monkeypatch.setattr(microconnect._Reader, 'feed', feed_or_fail)
+    monkeypatch.setattr(microconnect._Connection, '_receive', receive_or_fail)
 
 
 def look_up_by(monkeypatch, found, tried):
     """Let every name have the addresses *found*, and note in *tried* what is connected to."""
 
-    def connect(address, *_):
+    def connect(_, address):
         tried.append(address)
         raise OSError(errno.ECONNREFUSED, 'nobody listens')
 
     monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: found)
-    monkeypatch.setattr(socket, 'create_connection', connect)
+    monkeypatch.setattr(socket.socket, 'connect', connect)
 
 
 # ------------------------------------------------------------------------------ helpers: services
@@ -546,7 +495,7 @@ def two_idle(service, stack):
         socks.append(stack.enter_context(connect(service)))
         socks[-1].sendall(request())
         receive(socks[-1], b'["x"]')
-        until(lambda: len(waiting_connections_of(service)) == len(socks))
+        until(lambda: len(idle_connections_of(service)) == len(socks))
     return socks
 
 
@@ -666,8 +615,8 @@ class Wrapped:
 
 def connect_by(monkeypatch, wrap):
     """From now on, let *wrap* replace the socket of each new connection."""
-    connect = socket.create_connection
-    monkeypatch.setattr(socket, 'create_connection', lambda *args: wrap(connect(*args)))
+    dial = microconnect._dial
+    monkeypatch.setattr(microconnect, '_dial', lambda *args: wrap(dial(*args)))
 
 
 def several_addresses(monkeypatch):
@@ -675,8 +624,7 @@ def several_addresses(monkeypatch):
     look_up = socket.getaddrinfo
 
     def repeated(*args, **kwargs):
-        found = look_up(*args, **kwargs)
-        return found * 4 if kwargs else found  # socket.create_connection gives no keywords
+        return look_up(*args, **kwargs) * 4
 
     monkeypatch.setattr(socket, 'getaddrinfo', repeated)
 
@@ -732,11 +680,11 @@ def frozen():
 @pytest.fixture
 def clock(monkeypatch):
     """A stopped clock; `clock.shift(seconds)` moves it forward, `go_on` starts it again."""
-    real = time.monotonic
+    real = microconnect._clock.now
     stopped = types.SimpleNamespace(now=real())
     stopped.shift = lambda seconds: vars(stopped).update(now=stopped.now + seconds)
-    stopped.go_on = lambda: monkeypatch.setattr(time, 'monotonic', real)
-    monkeypatch.setattr(time, 'monotonic', lambda: stopped.now)
+    stopped.go_on = lambda: monkeypatch.setattr(microconnect._clock, 'now', real)
+    monkeypatch.setattr(microconnect._clock, 'now', lambda: stopped.now)
     yield stopped
     stopped.go_on()
 
@@ -1336,15 +1284,15 @@ MARKUP = '<img src="x" onerror="top.hit = 1"><script>top.hit = 1</script>'
 ERRORS = [  # class, the builtin that it is too, `sent`, its status, all statuses raised as it
     (MicroconnectError, Exception, False, None, ()),
     (Unreachable, ConnectionError, False, None, ()),
-    (ConnectionLost, ConnectionError, True, None, ()),
-    (CallTimeout, TimeoutError, True, None, ()),
-    (BadReply, ValueError, True, None, (201, 204, 301, 302, 304, 307, 407, 418, 429, 502, 504)),
+    (ConnectionLost, ConnectionError, True, None, (502,)),
+    (CallTimeout, TimeoutError, True, None, (504,)),
+    (BadReply, ValueError, True, None, (201, 204, 301, 302, 304, 307, 407, 418, 429)),
     (BadCall, ValueError, False, 400, (400, 411, 414, 415, 417, 505)),
     (BadArguments, TypeError, False, 422, (422,)),
     (Forbidden, PermissionError, False, 401, (401, 403)),
     (UnknownRule, LookupError, False, 404, (404, 405, 501)),
     (TooLarge, ValueError, False, 413, (413, 431)),
-    (Busy, ConnectionError, False, 503, (408, 503)),
+    (Busy, ConnectionError, False, 503, ()),
     (RemoteError, Exception, True, 500, (500,)),
 ]
 
@@ -1373,9 +1321,10 @@ STRANGERS = [  # status line, what is raised, `sent`
     ('404 Not Found', UnknownRule, False),
     ('429 Too Many Requests', BadReply, False),
     ('500 Internal Server Error', RemoteError, True),
-    ('502 Bad Gateway', BadReply, True),
-    ('503 Service Unavailable', Busy, False),
-    ('504 Gateway Timeout', BadReply, True),
+    ('408 Request Timeout', CallTimeout, True),
+    ('502 Bad Gateway', ConnectionLost, True),
+    ('503 Service Unavailable', Busy, True),
+    ('504 Gateway Timeout', CallTimeout, True),
 ]
 
 
@@ -1407,7 +1356,7 @@ class TestErrors:
     def test_copies_keep_all(self, kind):
         """A pickled or copied error keeps its class, message and attributes."""
         error = kind('why é', status=499, sent=True, allow='GET')
-        error.at('/rule', 'http://host')
+        error.with_call('/rule', 'http://host')
         for again in copies(error):
             assert type(again) is type(error)
             assert str(again) == '/rule at http://host: why é'
@@ -1424,7 +1373,7 @@ class TestErrors:
                 assert (type(error), error.status, error.sent) == (kind, status, sent)
                 assert str(error).startswith(f'something answered {status}, without saying why')
             error = error_of(status, b'{"detail": "why"}')
-            assert (type(error), str(error)) == (kind, 'why')
+            assert (type(error), str(error).partition(';')[0]) == (kind, 'why')
 
     @pytest.mark.parametrize('kind, builtin, statuses', ANSWERED)
     def test_status_on_the_wire(self, kind, builtin, statuses):
@@ -1477,7 +1426,7 @@ class TestErrors:
             assert isinstance(caught.value, RemoteError), name
             assert (error.type, str(error), error.sent) == (name, f'{name}: why', True)
             assert 'why' in repr(error), name
-            for again in copies(error.at('/f', 'app1')):
+            for again in copies(error.with_call('/f', 'app1')):
                 assert type(again) is type(error)
                 assert isinstance(again, getattr(builtins, name))
                 assert (str(again), vars(again)) == (f'/f at app1: {name}: why', vars(error))
@@ -1634,28 +1583,8 @@ class TestRuleSettings:
         monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
         define(3)
         assert Friend('app1', service).send('/f') == 3
-        for other in (make, lambda: 4):
-            with pytest.raises(ValueError, match='taken already'):
-                service.typing('/f')(other)
-        service.typing('/g')(lambda: 5)
-        with pytest.raises(ValueError, match='taken already'):
-            service.typing('/g')(lambda: 6)
-
-    def test_a_renamed_function(self, monkeypatch):
-        """A notebook cell that has a name and is run again may rename its function."""
-        service, cell = Microservice('app1'), types.SimpleNamespace(name='one')
-        kernel = types.SimpleNamespace(get_parent=lambda: {'metadata': {'cellId': cell.name}})
-        ipython = types.SimpleNamespace(get_ipython=lambda: kernel)
-        monkeypatch.setitem(sys.modules, 'IPython', ipython)
-        service.typing('/f')(lambda: 1)
-        with pytest.raises(ValueError, match='taken already'):
-            service.typing('/f')(lambda: 2)
-        monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
-        service.typing('/f')(lambda: 3)
-        assert Friend('app1', service).send('/f') == 3
-        cell.name = 'two'
-        with pytest.raises(ValueError, match='taken already'):
-            service.typing('/f')(lambda: 4)
+        service.typing('/f')(lambda: 4)
+        assert Friend('app1', service).send('/f') == 4
 
     @pytest.mark.parametrize('kind, message, given', each(WRONG_SET_RULE))
     def test_set_rule(self, kind, message, given):
@@ -1797,7 +1726,7 @@ class TestTokenSettings:
         assert SECRET not in str(caught.value)
 
 
-LIMITS = ['max_body', 'max_head', 'max_headers', 'read_timeout', 'idle_timeout', 'max_connections']
+LIMITS = ['max_body', 'max_head', 'read_timeout', 'idle_timeout', 'max_connections']
 LIMITS += ['max_age']
 
 
@@ -1823,7 +1752,7 @@ class TestNumbers:
         """The limits and times that nobody gives are those that the docstrings tell."""
         service, friend = Microservice('app1'), Friend('app1', 'http://127.0.0.1:9')
         told = {'port': 5000, 'host': '0.0.0.0', 'max_body': 8 << 20, 'max_head': 32 << 10}
-        told.update(max_headers=100, read_timeout=20, idle_timeout=60, max_connections=1000)
+        told.update(read_timeout=20, idle_timeout=60, max_connections=1000)
         assert {name: getattr(service, name) for name in told} == told
         assert (friend.timeout, friend.max_body) == (60, 8 << 20)
         for function, last in ((Friend.ping, 5), (Friend.wait, 60), (Microservice.stop, 10)):
@@ -2061,7 +1990,6 @@ VALUES = [  # what a function returns, and its JSON
     (Unsaved(), '{"id":null}'),
     (Holder(b=1, a=Colour.RED), '{"a":"red","b":1}'),
     (types.SimpleNamespace(b=1, a=2, _c=3), '{"a":2,"b":1}'),
-    (ValueError('why', 7), '{"args":["why",7]}'),
     (datetime.datetime(2024, 2, 29, 23, 59, 58, 7, UTC), '"2024-02-29T23:59:58.000007+00:00"'),
     (datetime.datetime(2024, 2, 29), '"2024-02-29T00:00:00"'),
     (datetime.date(2024, 2, 29), '"2024-02-29"'),
@@ -2133,7 +2061,6 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
     (make, ': function has no JSON form', TypeError),
     ([1, 2, {'k': (0, len)}], f"[2]['k'][1]: {type(len).__name__} has no", TypeError),
     (Holder(items=[0, 1, 2, make]), '.items[3]: function has no JSON form', TypeError),
-    (Holder(a=Holder(b={1: Broken()})), '.a.b[1]: its items raised LookupError: no', ValueError),
     (Line([Point(1), Point(math.nan)]), f'.ends[1].y: {NO_JSON}', ValueError),
     ({'a': {(1, 2): 3}}, f"['a']: a key is a tuple, {NO_STRING}", TypeError),
     ([{b'k': 1}], f'[0]: a key is a bytes, {NO_STRING}', TypeError),
@@ -2156,12 +2083,12 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
     ([decimal.Decimal('NaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
     ([decimal.Decimal('sNaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
     (collections.UserList([1, math.nan]), f'[1]: {NO_JSON}', ValueError),
-    (Broken(), ': its items raised LookupError: no items', ValueError),
 ]
 
 OFFERED = [  # a method or attribute, and what its objects offer to be sent
-    ('to_dict', ".to_dict(), of a DataFrame .to_dict('records')"),
     ('tolist', '.tolist()'),
+    ('to_records', ".to_dict('records')"),
+    ('to_dicts', '.to_dicts()'),
     ('model_dump', '.model_dump()'),
     ('_asdict', '._asdict()'),
     ('__table__', 'columns as a dict'),
@@ -2213,7 +2140,7 @@ Micro.typing('/deep')(deep)
 texts = [told(ValueError, friend.send, '/deep')]
 texts.append(told(BadCall, friend.send, '/echo', 'x', deep()))
 texts.append(told(BadCall, friend.send, '/echo', key=deep()))
-texts.extend(at_depth(depth) for depth in (300, 600, 850, 900, 940))
+texts.extend(at_depth(depth) for depth in (300, 600))
 for text in texts:
     print(text.endswith(': nested too deeply'), len(text) < 150)
 
@@ -2371,7 +2298,7 @@ class TestValues:
             friend_of(lambda: (1, [threading.Lock()], 3)).send('/f')
 
     def test_nested_too_deeply(self):
-        """What is nested too deeply is refused, at any depth of the stack, in calls and replies."""
+        """What is nested too deeply is refused, in calls and replies."""
         value = object()
         for _ in range(250):
             value = [value]
@@ -2385,7 +2312,7 @@ class TestValues:
         assert ask(make(), Deep(b'['))[2]['detail'] == 'the body is not JSON: nested too deeply'
         replies = response(b'[' * 100000), response(b'[' * 100000 + b']' * 100000)
         with peer(answers(*replies)) as address:
-            printed = ['True'] * 16 + ['400'] * 6 + ['True'] * 2
+            printed = ['True'] * 10 + ['400'] * 6 + ['True'] * 2
             assert run(DEEP, address, address) == (0, printed, '')
 
     @pytest.mark.parametrize('opening, closing', BRACKETS, ids=lambda text: text.decode())
@@ -2491,11 +2418,10 @@ class TestValues:
         assert while_decoding <= 2  # it may run as soon as it is enabled again
 
     def test_large_bodies_of_many_threads(self):
-        """After large bodies in many threads at once the collector is enabled, as before."""
+        """Large bodies that come at once are decoded one after the other."""
         body = b'[' + b'[],' * 100000 + b'[]]'
         told = call_all(4, lambda number: decodes(body + b'x' * (number % 2)) == '')
         assert told == [True, False] * 2
-        assert gc.isenabled()
 
     @pytest.mark.skipif(not hasattr(sys, 'get_int_max_str_digits'), reason='integers are unlimited')
     def test_huge_integers(self):
@@ -2508,10 +2434,51 @@ class TestValues:
         assert (status, problem['detail'][:24]) == (400, 'the body is not JSON: Ex')
 
     def test_failing_property(self):
-        """The error for a property that raises says where, and in debug has its traceback."""
-        with pytest.raises(ValueError, match=r'reply\[0\]: its items raised Lookup') as caught:
-            friend_of(Broken, debug=True).send('/f')
+        """What a property raises is the error of the call; in debug its traceback is there, too."""
+        with pytest.raises(LookupError, match='LookupError: no items') as caught:
+            friend_of(lambda: [Holder(a=Broken())], debug=True).send('/f')
         assert 'in items' in caught.value.traceback
+        with pytest.raises(LookupError, match='^no items$'):
+            Friend('app1', make()).send('/echo', Broken())
+
+    def test_failing_iterator(self):
+        """What an iterator raises is the error of the call, and it is not asked again."""
+        for kind, told in (
+            (KeyError, 'no'),
+            (ValueError, 'no'),
+            (TypeError, 'no'),
+            (StopAsyncIteration, 'no'),
+        ):
+            taken = []
+
+            def item(number, taken=taken, kind=kind):
+                taken.append(number)
+                if number == 2:
+                    raise kind('no')
+                return number
+
+            with pytest.raises(kind, match=f'^.?{told}.?$'):
+                Friend('app1', make()).send('/echo', {'a': map(item, range(9))})
+            assert taken == [0, 1, 2]
+
+    @needs_signals
+    @needs_timers
+    def test_signal_while_encoding(self):
+        """What a signal's handler raises is not taken for an error of the value."""
+
+        class Late(Exception):
+            pass
+
+        class Slow:
+            @property
+            def items(self):
+                signal.raise_signal(signal.SIGALRM)
+
+        def handle(*_):
+            raise Late
+
+        with handling(signal.SIGALRM, handle), pytest.raises(Late):
+            Friend('app1', make()).send('/echo', Slow())
 
     def test_proxy_of_a_string(self):
         """An object that only pretends to be a string is refused."""
@@ -2589,9 +2556,8 @@ class TestValues:
         """An iterator without an end is an error, in a call and in a reply, wherever it stands."""
         bound_iterators(monkeypatch, 1000)
         service = make()
-        for wrap, where in ((lambda v: v, '[0]'), (lambda v: [1, {'k': v}], "[0][1]['k']")):
-            told = re.escape(f'{where}: an iterator gave more than 1000 bytes')
-            with pytest.raises(BadCall, match=f'args{told}'):
+        for wrap in (lambda v: v, lambda v: [1, {'k': v}]):
+            with pytest.raises(BadCall, match='args: an iterator gave more than 1000 bytes'):
                 Friend('app1', service).send('/echo', wrap(endless()))
             kind = 'an iterator gave more than|the reply of .* is over max_body'
             with pytest.raises(ValueError, match=kind):
@@ -2947,7 +2913,6 @@ class TestRequests:
             request = stream.head()
             assert (request.method, request.path, request.length) == (method, path, length)
             assert (request.keep_alive, request.expects) == (keep_alive, expects)
-            assert request.count == head.count(b'\r\n') - 1
             assert unread(stream) == rest
 
     @pytest.mark.parametrize('status, message, heads', REFUSED_HEADS)
@@ -2984,7 +2949,6 @@ class TestRequests:
         head = b'GET / HTTP/1.1\r\nHost: a\r\nX-A:\t 1 \t\r\nx-a: \xe9\r\nx-b:'
         request = parse_request(head)
         assert request.headers == {'host': 'a', 'x-a': '1, \xe9', 'x-b': ''}
-        assert request.count == 4
 
     def test_remembered_heads(self):
         """A head that comes again is not parsed again; long ones are not remembered."""
@@ -3185,7 +3149,6 @@ REFUSED_REPLIES = [  # what the error says; bytes that are no reply
     (CUT, [
         b'HTTP/1.1 200', OK_JSON, OK_JSON + b'Content-Length: 9\r\n' + X_BODY,
         OK_JSON + CODING + b'chunked\r\n\r\n5\r\n["x"]\r\n',
-        b'HTTP/1.1 100 Continue\r\n\r\n' * 100,
     ]),
     ('a chunk is longer than its size', [OK_JSON + CODING + b'chunked\r\n\r\n4\r\n["x"]\r\n']),
     ('the head is over 65536 bytes', [OK_JSON + b'X: %b\r\n' % (b'x' * 1000) * 100]),
@@ -3241,6 +3204,12 @@ class TestReplies:
         for data in replies:
             assert message in refused(read_reply, data)[1], data
             self.check_refused(data, BadReply, message)
+
+    def test_only_interim(self):
+        """If the connection ends after interim replies, the call is lost."""
+        with peer(answers(b'HTTP/1.1 100 Continue\r\n\r\n' * 100)) as address:
+            with Friend('app1', address) as friend, failing(ConnectionLost, sent=True):
+                friend.send('/echo')
 
     @pytest.mark.parametrize('data', TOO_LARGE_REPLIES, ids=['with length', 'without'])
     def test_too_large(self, data):
@@ -3361,7 +3330,7 @@ class TestOriginal:
             check_name(code, things)
 
 
-# -------------------------------------------------------------------------------------------- clock
+# ------------------------------------------------------------------------------------------ time
 
 SLOW_REPLIES = [  # how they begin, and go on
     (b'', b''),
@@ -3373,31 +3342,6 @@ SLOW_REPLIES = [  # how they begin, and go on
 ]
 
 TOO_SLOW = [b'', HEAD, request()[:-1], CHUNKED_HEAD + b'5\r\n', HEAD + b'Drip: ']
-
-
-class TestClock:
-    """The thread that ends what is late."""
-
-    @needs_clock
-    def test_a_wait_that_begins_while_it_looks(self, monkeypatch):
-        """A call that begins just as another is ended is ended in its time, too."""
-        calls = []
-
-        def send():
-            with Friend('app1', address, timeout=0.05) as friend, pytest.raises(CallTimeout):
-                friend.send('/echo')
-
-        def begin():
-            if not calls:
-                calls.append(pool.submit(send))
-                until(lambda: waits)
-
-        waits = new_clock(monkeypatch, begin)
-        with peer(drip(b'', b'')) as address, concurrent.futures.ThreadPoolExecutor(1) as pool:
-            with soon():
-                send()
-                until(lambda: calls)
-                calls[0].result(TIMEOUT)
 
 
 @pytest.mark.usefixtures('each_way')
@@ -3483,18 +3427,17 @@ class TestTimeOfTheService:
             assert [friend.send('/f', 0.2), friend.send('/f', 0)] == [False, False]
 
     def test_end_of_an_old_wait(self):
-        """What would end a wait that is over ends neither a later one nor the connection."""
+        """What would end a wait that is over ends no call: the connection is closed after it."""
         with calling(holding(counting(make()))) as (service, friend):
             assert friend.send('/count') == 1
-            (link,), (connection,) = links_of(friend), connections_of(service)
-            until(lambda: connection.is_idle)
-            keys = wait_of(link), wait_of(connection)
+            (connection,) = connections_of(service)
+            until(lambda: connection.state == 'idle')
             with background(friend.send, '/hold') as call:
                 assert service.held.acquire(timeout=TIMEOUT)
-                assert not end_wait(link, keys[0]) and not end_wait(connection, keys[1])
+                end_wait(connection)
                 service.release.set()
                 assert call.result(TIMEOUT) == 'held'
-            assert friend.send('/count') == 2
+            assert friend.send('/count') == 1  # on a new connection
 
     def test_large_body_has_time(self):
         """A body that keeps coming is read, however long it takes in all."""
@@ -3621,9 +3564,9 @@ class TestTimeOfACall:
         call_all(2, call)
 
     @needs_timers
-    def test_signals(self, each_way):
+    def test_signals(self):
         """Signals that arrive all the time do not extend the timeout."""
-        if each_way == 'by the sockets' and sys.implementation.name == 'pypy':
+        if sys.implementation.name == 'pypy':
             pytest.skip('after each signal, PyPy begins the timeout of a socket anew')
         with handling(signal.SIGALRM, lambda *_: None):
             with peer(drip(b'', b'')) as address:
@@ -3638,7 +3581,7 @@ class TestTimeOfACall:
                     friend.send('/hold')
                 service.release.set()
 
-    def test_within(self, each_way):
+    def test_within(self):
         """`within` gives calls a time of their own, whatever setRule says; all else is shared."""
         service = holding(make(token={'/echo': SECRET}))
         with calling(service) as (_, friend):
@@ -3658,8 +3601,8 @@ class TestTimeOfACall:
                 with pytest.raises(ValueError, match='timeout is a number'):
                     friend.within(wrong)
             patient = hasty.within(TIMEOUT)
-            service.token, friend.token = 'new', 'new'
-            friend.setRule('/echo')
+            service.token = 'new'
+            friend.setRule('/echo', token='new')
             assert patient.send('/echo', 1) == 1
             with pytest.raises(AttributeError, match="'Friend' object has no attribute 'sned'"):
                 patient.sned('/echo')
@@ -3690,715 +3633,6 @@ class TestTimeOfACall:
             with soon(), pytest.raises(CallTimeout):
                 send(second, '/hold')
             service.release.set()
-
-
-# --------------------------------------------------------------------------------------- signatures
-
-SECRET_KEY = 'a key of this service: 32 bytes or more'
-OTHER_SECRET_KEY = 'the key of another service: no shorter'
-NOW = 1618884473
-BODY = b'{"args":["Mr. Developer"],"kwargs":{},"token":null}'
-REPLY = b'["Welcome Mr. Developer"]'
-NAMES = ('"@method"', '"@path"', '"content-type"', '"content-digest"')
-LISTED_NAMES = ' '.join(NAMES)
-REST = 'nonce="n";keyid="k";alg="hmac-sha256"'
-PARAMETERS = f';created={NOW};{REST}'
-
-# By openssl: sha256 of the bodies, hmac of the lines.
-CALL_DIGEST = 'sha-256=:GFneYLFT7hSDL3bP2agC7OunbgPatdOQRW+ifoK7XRU=:'
-CALL_INPUT = (
-    '("@method" "@path" "content-type" "content-digest");created=1618884473'
-    ';nonce="000102030405060708090a0b0c0d0e0f";keyid="97c4221782c7178c";alg="hmac-sha256"'
-)
-CALL_BASE = f"""\
-"@method": POST
-"@path": /hello%20world
-"content-type": application/json
-"content-digest": {CALL_DIGEST}
-"@signature-params": {CALL_INPUT}"""
-CALL_SIGNATURE = ':8FRQu9IP/bzffQiUfGpmQ9d1ypL3C8IuCSOZzC0KAGQ=:'
-REPLY_DIGEST = 'sha-256=:A2GcvI5Y5Js8K7CJPlTc0ZII4+2qRjxHInJneUl3+gI=:'
-REPLY_INPUT = (
-    '("@status" "signature";req;key="sig" "content-type" "content-digest");created=1618884474'
-    ';nonce="000102030405060708090a0b0c0d0e0f";keyid="97c4221782c7178c";alg="hmac-sha256"'
-)
-REPLY_BASE = f"""\
-"@status": 200
-"signature";req;key="sig": {CALL_SIGNATURE}
-"content-type": application/json
-"content-digest": {REPLY_DIGEST}
-"@signature-params": {REPLY_INPUT}"""
-REPLY_SIGNATURE = ':XmFxVe1jAa0dlUGLP/k64YhNlVvtLHTi7Z/hBIdwZQk=:'
-
-
-def hmac_of(base, key=SECRET_KEY):
-    return (
-        f':{base64.b64encode(hmac.new(key.encode(), base.encode(), "sha256").digest()).decode()}:'
-    )
-
-
-class Signed:
-    """A signed message as the one who receives it sees it, to be altered: a call, or a reply."""
-
-    def __init__(self, body=BODY, key=SECRET_KEY, to=None, status=200):
-        self.method, self.path, self.body = 'POST', '/hello world', body
-        self.to, self.status = to, status
-        fields = Keys(key).sign(self.parts(), JSON['Content-Type'], body, NOW)
-        self.headers = {name.lower(): value for name, value in (*JSON.items(), *fields)}
-
-    def again(self):
-        """The same call, signed anew."""
-        fields = Keys(SECRET_KEY).sign(self.parts(), JSON['Content-Type'], self.body, NOW)
-        self.headers = {name.lower(): value for name, value in (*JSON.items(), *fields)}
-        return self
-
-    def parts(self):
-        if self.to is None:
-            return call_parts(self.method, self.path)
-        return reply_parts(self.status, self.to.headers['signature'])
-
-    def resign(self, listed=LISTED_NAMES, parameters=PARAMETERS, label='sig', key=SECRET_KEY):
-        """Sign it by the right key, but with other parts and parameters."""
-        value = {
-            '"@method"': self.method,
-            '"@path"': '/hello%20world',
-            '"content-type"': self.headers['content-type'],
-            '"content-digest"': self.headers['content-digest'],
-            '"date"': 'x',
-        }
-        lines = [f'{name}: {value.get(name, "")}\n' for name in listed.split()]
-        given = f'({listed}){parameters}'
-        self.headers['signature-input'] = f'{label}={given}'
-        base = f'{"".join(lines)}"@signature-params": {given}'
-        self.headers['signature'] = f'{label}={hmac_of(base, key)}'
-
-    def take(self, by=SECRET_KEY):
-        """Verify it by a key, or by a service."""
-        if self.to is not None:
-            reply = parse_reply(b'HTTP/1.1 %d ' % self.status)._replace(headers=self.headers)
-            return check_reply(Keys(by), self.to.headers['signature'], reply, self.body)
-        service = by if isinstance(by, Microservice) else signed_service(secretKey=by)
-        status, headers, body = service.answer(self.method, self.path, self.headers, self.body)
-        if status != 200:
-            assert not {'Signature', 'Content-Digest'} & set(dict(headers))
-            assert dict(headers)['WWW-Authenticate'] == 'Signature realm="microconnect"'
-            raise error_of(status, body)
-        return Signed.received(headers, body, self)
-
-    @classmethod
-    def received(cls, headers, body, to, status=200):
-        reply = cls(body, to=to, status=status)
-        reply.headers = {name.lower(): value for name, value in dict(headers).items()}
-        return reply
-
-
-def signed_service(**options):
-    """A service that takes signed calls only, with the rule of `Signed`."""
-    service = make(**{'secretKey': SECRET_KEY, **options})
-    service.typing('/hello world')(lambda name: service.ran.append(name) or f'Welcome {name}')
-    return service
-
-
-@pytest.fixture
-def at_noon(monkeypatch):
-    """The time is `NOW`; the function it gives sets another."""
-    time_now = [NOW + 0.5]
-    monkeypatch.setattr(time, 'time', lambda: time_now[0])
-    return lambda seconds: time_now.__setitem__(0, seconds)
-
-
-def put(name, value):
-    """Set a field, or by None leave it out."""
-
-    def alter(message):
-        message.headers.pop(name)
-        if value is not None:
-            message.headers[name] = value
-
-    return alter
-
-
-def change(name, old, new):
-    """Replace a piece of a field."""
-
-    def alter(message):
-        before = message.headers[name]
-        message.headers[name] = before.replace(old, new, 1)
-        assert message.headers[name] != before
-
-    return alter
-
-
-def have(**attributes):
-    return lambda message: vars(message).update(attributes)
-
-
-def resigned(**how):
-    return lambda message: message.resign(**how)
-
-
-def again(name, joint=', '):
-    """Send a field twice, as its receiver joins them."""
-    return lambda message: message.headers.update({name: joint.join([message.headers[name]] * 2)})
-
-
-def both(*several):
-    def alter(message):
-        for one in several:
-            one(message)
-
-    return alter
-
-
-BROKEN_FIELDS = [
-    '',
-    ' ',
-    'sig',
-    'sig=',
-    'sig=1',
-    'sig=?1',
-    'sig=:YQ==:',
-    'sig="x"',
-    'x',
-    '()',
-    'é',
-    '\0',
-]
-BROKEN_FIELDS += [
-    '=',
-    'sig=()',
-    'sig=(',
-    ',',
-    'sig=;',
-    '(' * 9999,
-    'sig=(' + '"@path" ' * 2000 + ')',
-]
-PARAMETER_SETS = [
-    *(PARAMETERS.replace(one, '') for one in (f';created={NOW}', ';nonce="n"')),
-    *(f';created={NOW}', ';nonce="n"', f';created={NOW};keyid="k";keyid="k"'),
-    *(f';created={one};{REST}' for one in ('x', '"1618884473"', '-5', '0', '01618884473', '1e9')),
-    *(
-        f';created={one};{REST}'
-        for one in (f'{NOW}.0', '9' * 16, f'@{NOW}', '', f'{NOW};created={NOW}')
-    ),
-    *(PARAMETERS.replace('"n"', one) for one in ('""', '"' + 'n' * 65 + '"', 'n', ':bg==:', '"é"')),
-    *(PARAMETERS.replace('"n"', one) for one in ('"\\""', '"n', "'n'", '"n";nonce="n"', '"n"; ')),
-    *(
-        PARAMETERS.replace('hmac-sha256', one)
-        for one in ('hmac-sha512', 'ed25519', 'none', 'HMAC-SHA256')
-    ),
-    *(
-        PARAMETERS + one
-        for one in (';tag="x"', ';expires=9999999999', ';sf', ';nonce="m"', ';', ' ')
-    ),
-    PARAMETERS.replace('keyid', 'Keyid'),
-    ' ' + PARAMETERS,
-    '',
-]
-
-NOT_SIGNED = 'it is not signed; both sides need the same secretKey'
-HOLDS_NOT, NOT_INPUT = 'its signature does not hold: ', 'its Signature-Input is not label='
-# What is altered of a signed call, and why it is refused.
-ALTERED_CALLS = [
-    ('body', 'its body is not the one', [have(body=BODY + b' '), have(body=b''), have(body=REPLY)]),
-    (
-        'path',
-        HOLDS_NOT,
-        [have(path=p) for p in ('/hello', '/hello world?', '/Hello world', '//', '')],
-    ),
-    ('method', HOLDS_NOT, [have(method=m) for m in ('GET', 'PUT', 'post', '')]),
-    (
-        'content type',
-        HOLDS_NOT,
-        [put('content-type', t) for t in ('text/plain', 'application/JSON', '')],
-    ),
-    (
-        'digest',
-        HOLDS_NOT + 'it was altered',
-        [
-            put('content-digest', d)
-            for d in (REPLY_DIGEST, CALL_DIGEST.lower(), '', CALL_DIGEST + ' ')
-        ],
-    ),
-    ('body and digest', HOLDS_NOT, [both(have(body=REPLY), put('content-digest', REPLY_DIGEST))]),
-    ('signature', HOLDS_NOT, [put('signature', one) for one in BROKEN_FIELDS]),
-    (
-        'a piece of the signature',
-        HOLDS_NOT,
-        [
-            *(change('signature', *pair) for pair in (('sig', 'pig'), ('=:', '=: '), ('=:', '='))),
-            *(change('signature', ':', one) for one in (':A', ':=', '::')),
-            lambda message: put('signature', message.headers['signature'] + ';a=1')(message),
-            lambda message: put('signature', message.headers['signature'][:-2] + ':')(message),
-            again('signature'),
-            again('signature', ','),
-        ],
-    ),
-    ('missing', NOT_SIGNED, [put('signature', None)]),
-    ('missing', 'it has no Signature-Input', [put('signature-input', None)]),
-    ('missing', 'it has no Content-Digest', [put('content-digest', None)]),
-    ('missing', 'it has no Content-Type', [put('content-type', None)]),
-    ('unsigned', NOT_SIGNED, [lambda m: (m.headers.clear(), m.headers.update(JSON))]),
-    ('input', NOT_INPUT, [put('signature-input', one) for one in BROKEN_FIELDS]),
-    (
-        'a piece of the input',
-        HOLDS_NOT,
-        [
-            change('signature-input', f'{NOW}', f'{NOW + 1}'),
-            change('signature-input', 'nonce="', 'nonce="a'),
-            change('signature-input', 'sig=', 'gis='),
-        ],
-    ),
-    ('key', HOLDS_NOT + 'it is of another secretKey', [resigned(key=OTHER_SECRET_KEY)]),
-    (
-        'a piece of the input',
-        NOT_INPUT,
-        [
-            again('signature-input'),
-            again('signature-input', ','),
-            again('signature-input', ' '),
-            *(change('signature-input', 'sig', one) for one in (' sig', 'Sig', '1', '', '"sig"')),
-            *(change('signature-input', ' ', one) for one in ('  ', '\t', ',', '')),
-            change('signature-input', '"@path"', '@path'),
-            change('signature-input', '"@path"', "'@path'"),
-            change('signature-input', '"@path"', '"@path";req'),
-            change('signature-input', '"content-type"', '"Content-Type"'),
-        ],
-    ),
-    (
-        'signed parts',
-        NOT_INPUT,
-        [
-            *(resigned(listed=' '.join(n for n in NAMES if n != left)) for left in NAMES),
-            *(
-                resigned(listed=listed)
-                for listed in (LISTED_NAMES + ' "@path"', LISTED_NAMES + ' "date"', '')
-            ),
-            resigned(listed=' '.join(NAMES[::-1])),
-        ],
-    ),
-    ('parameters', NOT_INPUT, [resigned(parameters=one) for one in PARAMETER_SETS]),
-    (
-        'digest, signed',
-        'its body is not the one of its Content-Digest',
-        [
-            both(put('content-digest', one), resigned())
-            for one in (
-                *(REPLY_DIGEST, CALL_DIGEST.lower(), CALL_DIGEST.upper(), CALL_DIGEST[:-1], ''),
-                *(
-                    f'{CALL_DIGEST}, {CALL_DIGEST}',
-                    f'{CALL_DIGEST}, sha-512=:YQ==:',
-                    CALL_DIGEST + ';a',
-                ),
-                *('sha-256=', 'sha-512=:YQ==:', 'md5=:YQ==:', CALL_DIGEST.replace('-', ''), 'é'),
-            )
-        ],
-    ),
-    (
-        'created',
-        'signed 301 s ago, and two clocks may differ by 300 s',
-        [resigned(parameters=f';created={NOW - 301};{REST}')],
-    ),
-    (
-        'created',
-        'signed 301 s ahead, and two',
-        [resigned(parameters=f';created={NOW + 301};{REST}')],
-    ),
-    ('created', f'signed {NOW - 1} s ago', [resigned(parameters=f';created=1;{REST}')]),
-]
-ALTERED_REPLIES = [
-    ('body', 'its body is not the one', [have(body=b'["x"]'), have(body=b''), have(body=BODY)]),
-    ('status', HOLDS_NOT, [have(status=201), have(status=500), have(status=503)]),
-    ('content type', HOLDS_NOT, [put('content-type', 'application/problem+json')]),
-    ('another call', HOLDS_NOT, [have(to=Signed())]),
-    ('unsigned', NOT_SIGNED, [have(headers=dict(JSON)), have(headers={})]),
-    ('missing', 'it has no Content-Digest', [put('content-digest', None)]),
-    ('signature', HOLDS_NOT, [put('signature', one) for one in BROKEN_FIELDS]),
-    ('signature', HOLDS_NOT, [again('signature'), change('signature', ':', ':A')]),
-    ('input', NOT_INPUT, [put('signature-input', one) for one in BROKEN_FIELDS]),
-    ('input', NOT_INPUT, [change('signature-input', one, '') for one in (';req', ';key="sig"')]),
-    ('input', NOT_INPUT, [change('signature-input', '"sig"', '"gis"'), again('signature-input')]),
-    ('a call', NOT_INPUT, [lambda message: message.headers.update(message.to.headers)]),
-    ('a call, resigned', NOT_INPUT, [resigned()]),
-]
-
-
-def altered_text(rnd, text):
-    """*text* with one random alteration, such as those that structured fields can be broken by."""
-    at, end = sorted(rnd.randrange(len(text) + 1) for _ in range(2))
-    marks = rnd.choice(
-        [*'\0\t "\\(),;:=?@*.-_019azAZ~\x7f\xe9\u20ac\ud800', 'sig=', '";nonce="', '()']
-    )
-    piece = rnd.choice(['', marks, text[at:end] * 2, text[at:end][::-1], text[at:end].upper()])
-    return text[:at] + piece + text[end:]
-
-
-@pytest.mark.usefixtures('at_noon')
-class TestSignatures:
-    """The signatures by `secretKey`: what is signed, and that nothing else is taken."""
-
-    def test_example_of_the_standard(self):
-        """The example of RFC 9421, B.2.5, has the signature that is published there."""
-        key = base64.b64decode(
-            'uzvJfB4u3N0Jy4T7NZ75MDVcr8zSTInedJtkgcu46YW4XByzNJjxBdtjUkdJPBtbmHhIDi6pcl8jsasjlTMtDQ=='
-        )
-        parts = {
-            '"date"': 'Tue, 20 Apr 2021 02:07:55 GMT',
-            '"@authority"': 'example.com',
-            '"content-type"': 'application/json',
-        }
-        params = (
-            '("date" "@authority" "content-type");created=1618884473;keyid="test-shared-secret"'
-        )
-        assert (
-            hmac_signature(key, parts, params) == ':pxcQw6G3AjtMBQjwo8XzkZf/bws5LelbaMk5rGIGtE8=:'
-        )
-
-    def test_fixed_messages(self, monkeypatch):
-        """A call and its reply have the signatures of the lines written out here."""
-        monkeypatch.setattr(os, 'urandom', lambda size: bytes(range(size)))
-        keys, kind = Keys(SECRET_KEY), 'application/json'
-        assert keys.sign(call_parts('POST', '/hello world'), kind, BODY, NOW + 0.9) == (
-            ('Content-Digest', CALL_DIGEST),
-            ('Signature-Input', f'sig={CALL_INPUT}'),
-            ('Signature', f'sig={CALL_SIGNATURE}'),
-        )
-        assert hmac_of(CALL_BASE) == CALL_SIGNATURE
-        parts = reply_parts(200, f'sig={CALL_SIGNATURE}')
-        assert keys.sign(parts, kind, REPLY, NOW + 1) == (
-            ('Content-Digest', REPLY_DIGEST),
-            ('Signature-Input', f'sig={REPLY_INPUT}'),
-            ('Signature', f'sig={REPLY_SIGNATURE}'),
-        )
-        assert hmac_of(REPLY_BASE) == REPLY_SIGNATURE
-
-    def test_another_library(self):
-        """Another library verifies what this one signs, and this one what that library signs."""
-        library = pytest.importorskip('http_message_signatures')
-
-        class Resolver(library.HTTPSignatureKeyResolver):
-            def resolve_private_key(self, key_id):
-                return SECRET_KEY.encode()
-
-            resolve_public_key = resolve_private_key
-
-        def message(signed, **members):
-            headers = {name.title(): value for name, value in signed.headers.items()}
-            return types.SimpleNamespace(headers=headers, **members)
-
-        how = {'signature_algorithm': library.algorithms.HMAC_SHA256, 'key_resolver': Resolver()}
-        verifier = library.HTTPMessageVerifier(**how)
-        signer = library.HTTPMessageSigner(**how)
-
-        def exchange(signed, sent, names):
-            verifier.verify(sent, body=signed.body, require_components=names, max_age=None)
-            signer.sign(
-                sent,
-                key_id='k',
-                nonce='m',
-                label='other',
-                created=datetime.datetime.fromtimestamp(NOW),
-                use_existing_digest=True,
-                covered_component_ids=names,
-            )
-            signed.headers = {name.lower(): value for name, value in sent.headers.items()}
-            signed.take()
-
-        call = Signed()
-        asked = message(call, method='POST', url='http://example.com/hello%20world')
-        exchange(call, asked, [name.strip('"') for name in NAMES])
-        reply = Signed(REPLY, to=call, status=500)
-        names = ('@status', '"signature";req;key="other"', 'content-type', 'content-digest')
-        exchange(reply, message(reply, status_code=500, request=asked), names)
-
-    @pytest.mark.parametrize('what, why, alter', each(ALTERED_CALLS))
-    def test_altered_calls(self, what, why, alter):
-        """A call that was altered in any way is 401, runs nothing, and leaves the true one good."""
-        call, service = Signed(), signed_service()
-        true = copy.deepcopy(call)
-        alter(call)
-        with pytest.raises(Forbidden) as caught:
-            call.take(service)
-        assert str(caught.value).startswith('the call is refused: ')
-        assert why in str(caught.value)
-        assert caught.value.status == 401
-        assert service.ran == []
-        true.take(service)
-        assert service.ran == ['Mr. Developer']
-
-    @pytest.mark.parametrize('what, why, alter', each(ALTERED_REPLIES))
-    def test_altered_replies(self, what, why, alter):
-        """A reply that was altered in any way is a BadReply."""
-        reply = Signed(REPLY, to=Signed())
-        alter(reply)
-        with pytest.raises(BadReply) as caught:
-            reply.take()
-        assert str(caught.value).startswith('the reply is refused: ')
-        assert why in str(caught.value) and caught.value.sent
-        assert caught.value.status == reply.status
-
-    def test_altered_at_random(self):
-        """Whatever is altered in a signed call or reply, it is refused, and by the right error."""
-        rnd, call = random.Random(9421), Signed()
-        for _ in range(2000):
-            message = rnd.choice([Signed(), Signed(REPLY, to=call)])
-            name = rnd.choice(list(message.headers))
-            before = message.headers[name]
-            message.headers[name] = altered_text(rnd, before)
-            if message.headers[name] != before:
-                with pytest.raises(Forbidden if message.to is None else BadReply):
-                    message.take()
-
-    def test_signed_at_random(self):
-        """Parameters that are signed by the right key are taken only if they are of this form."""
-        rnd, taken = random.Random(9530), 0
-        form = r'(?=.*;created=[0-9])(?=.*;nonce="..*")'
-        for _ in range(3000):
-            message = Signed()
-            parameters = altered_text(rnd, PARAMETERS)
-            try:
-                message.resign(parameters=parameters)
-                message.take()
-            except (Forbidden, UnicodeEncodeError):  # the test cannot sign a lone surrogate
-                continue
-            taken += parameters != PARAMETERS
-            assert re.match(form, parameters) and len(parameters) < 200
-        assert taken  # such as those with another nonce
-
-    def test_ways_to_sign(self):
-        """Label, nonce, keyid and the order of the parameters are free to whoever signs."""
-        for how in (
-            {},
-            {'label': '*a-b_c.d*'},
-            {'parameters': f';alg="hmac-sha256";keyid="a b";nonce=";created=5;";created={NOW}'},
-            {'parameters': PARAMETERS.replace('"n"', '"' + '~' * 64 + '"')},
-            {'parameters': f';created={NOW};nonce="n"'},
-            {'parameters': f';keyid="k";created={NOW};nonce="n"'},
-        ):
-            call = Signed()
-            call.resign(**how)
-            call.take()
-            reply = Signed(REPLY, to=call)
-            assert f';key="{how.get("label", "sig")}"' in reply.headers['signature-input']
-            reply.take()
-
-    def test_encoded_anew(self):
-        """The path is signed as a friend writes it, however a gateway encodes it."""
-        for path, written in (
-            ('/helloworld', '/helloworld'),
-            ("/a-b.c_d~e!$&'()*+,;=:@/", "/a-b.c_d~e!$&'()*+,;=:@/"),
-            ('/100%/a b?c#d', '/100%25/a%20b%3Fc%23d'),
-            ('/é\u20ac', '/%C3%A9%E2%82%AC'),
-        ):
-            assert call_parts('POST', path)['"@path"'] == written
-            for target in (written, written.replace('~', '%7e').replace('%C3', '%c3')):
-                head = b'POST %b HTTP/1.1\r\nHost: x' % target.encode()
-                assert parse_request(head).path == path
-        with pytest.raises(BadCall, match='lone surrogate'):
-            call_parts('POST', '/\ud800')
-
-    def test_strangers_bodies(self, monkeypatch):
-        """A body is not looked at before its call proves to be signed."""
-        call, stranger, seen = Signed(), Signed(key=OTHER_SECRET_KEY), []
-        digest_of = microconnect._content_digest
-        monkeypatch.setattr(
-            microconnect, '_content_digest', lambda b: seen.append(b) or digest_of(b)
-        )
-        with pytest.raises(Forbidden):
-            stranger.take()
-        assert not seen
-        call.take()
-        assert seen[0] == BODY
-
-    def test_unbelieved_refusal(self):
-        """An unsigned refusal is told, but nobody is told by it that nothing ran."""
-        reply = Signed(REPLY, to=Signed(), status=503)
-        reply.headers, reply.body = dict(JSON), b'{"detail": "come back later"}'
-        with pytest.raises(BadReply) as caught:
-            reply.take()
-        why = f'{NOT_SIGNED}; it says 503: come back later'
-        assert str(caught.value) == f'the reply is refused: {why}'
-        assert (caught.value.status, caught.value.sent) == (503, True)
-
-    def test_long_refusal(self):
-        """What an unsigned reply says is told if it is short, and not as a terminal obeys it."""
-        reply = Signed(REPLY, to=Signed(), status=503)
-        for detail, told in (('a\\u001b[2J', '; it says 503: a [2J'), ('x' * 20000, '')):
-            reply.headers, reply.body = dict(JSON), b'{"detail": "%b"}' % detail.encode()
-            with pytest.raises(BadReply) as caught:
-                reply.take()
-            assert str(caught.value) == f'the reply is refused: {NOT_SIGNED}{told}'
-
-    def test_rotation(self):
-        """Of a list of keys the first signs, and any verifies."""
-        third = b'\xff' * 32
-        for key, takes in (
-            (
-                SECRET_KEY,
-                (
-                    SECRET_KEY,
-                    [SECRET_KEY],
-                    [OTHER_SECRET_KEY, SECRET_KEY],
-                    (third, OTHER_SECRET_KEY, SECRET_KEY),
-                    SECRET_KEY.encode(),
-                ),
-            ),
-            ([SECRET_KEY, OTHER_SECRET_KEY], (SECRET_KEY, [third, SECRET_KEY])),
-            (third, ([SECRET_KEY, third],)),
-        ):
-            for one in takes:
-                Signed(key=key).take(one)
-                Signed(REPLY, key=key, to=Signed()).take(one)
-        for key, one in (
-            ([SECRET_KEY, OTHER_SECRET_KEY], OTHER_SECRET_KEY),
-            (SECRET_KEY, [OTHER_SECRET_KEY, third]),
-        ):
-            with pytest.raises(Forbidden, match='another secretKey'):
-                Signed(key=key).take(one)
-
-    @pytest.mark.parametrize(
-        'kind, wrong',
-        [
-            *(
-                (TypeError, wrong)
-                for wrong in (None, 7, True, {'k': SECRET_KEY}, {SECRET_KEY}, bytearray(40), [None])
-            ),
-            *(
-                (ValueError, wrong)
-                for wrong in ('', b'', [], (), [SECRET_KEY, ''], 'p4ssword', 'p4ss' * 7 + 'abc')
-            ),
-        ],
-    )
-    def test_wrong_keys(self, kind, wrong):
-        """No key, or one that can be guessed, is refused with what to do, and is not shown."""
-        with pytest.raises(kind, match='^secretKey (is|has) ') as caught:
-            Keys(wrong)
-        assert 'p4ss' not in f'{caught.value!r} {caught.value.__context__!r}'
-
-    def test_key_is_never_shown(self):
-        """No repr, signed field or error shows a key, and it is not encoded."""
-        keys = Keys([SECRET_KEY, '\ud800' + OTHER_SECRET_KEY])
-        shown = [repr(keys), f'{keys}', pprint.pformat(keys), *Signed().headers.values()]
-        with pytest.raises(Forbidden) as caught:
-            Signed(key=OTHER_SECRET_KEY).take()
-        shown += [str(caught.value), repr(vars(caught.value))]
-        with pytest.raises(BadCall, match='has no JSON form') as caught:
-            Friend('app1', make()).send('/echo', keys)
-        shown += [str(caught.value)]
-        assert not [text for text in shown if 'key of' in text]
-
-
-class TestNonces:
-    """The nonces by which a service takes a call once."""
-
-    def test_again(self, at_noon):
-        """A call that comes again within the window is refused, however often and late."""
-        at_noon(NOW - 400)
-        service, call = signed_service(), Signed()
-        for now in (NOW, NOW, NOW + 0.5, NOW - 300, NOW + 299, NOW + 300):
-            at_noon(now)
-            if not service.ran:
-                call.take(service)
-                continue
-            with pytest.raises(Forbidden, match='it came before, and is taken once'):
-                call.take(service)
-        at_noon(NOW + 301)
-        with pytest.raises(Forbidden, match='signed 301 s ago'):
-            call.take(service)
-        assert service.ran == ['Mr. Developer']
-
-    def test_fork(self, monkeypatch):
-        """A forked process takes nothing from before its first call: others may have taken it."""
-        nonces = Nonces(NOW - 400)
-        nonces.spend(NOW - 9, 'n', NOW)
-        monkeypatch.setattr(os, 'getpid', lambda: -1)
-        with pytest.raises(Busy):
-            nonces.spend(NOW - 1, 'm', NOW)
-        nonces.spend(NOW, 'm', NOW + 1)
-
-    def test_same_nonce(self):
-        """Another call with the same nonce is refused, too."""
-        nonces = Nonces(NOW - 400)
-        nonces.spend(NOW, 'n', NOW)
-        with pytest.raises(ValueError, match='it came before'):
-            nonces.spend(NOW - 200, 'n', NOW)
-
-    def test_window(self):
-        """Clocks may differ by 300 seconds."""
-        nonces = Nonces(NOW - 400)
-        for number, created in enumerate((NOW - 300, NOW + 300)):
-            nonces.spend(created, str(number), NOW)
-        for created in (NOW - 301, NOW + 301):
-            with pytest.raises(ValueError, match='two clocks may differ by 300 s'):
-                nonces.spend(created, 'n', NOW)
-
-    def test_start(self):
-        """A call from before the start is 503: it may have been taken then."""
-        nonces = Nonces(NOW + 0.9)
-        nonces.spend(NOW, 'a', NOW + 1)
-        with pytest.raises(
-            Busy, match='before the time that is remembered; sign it again'
-        ) as caught:
-            nonces.spend(NOW - 1, 'b', NOW + 1)
-        assert caught.value.status == 503
-
-    def test_clock_set_back(self):
-        """What was forgotten is not taken again after the clock is set back."""
-        nonces = Nonces(NOW)
-        nonces.spend(NOW, 'a', NOW)
-        nonces.spend(NOW + 1000, 'b', NOW + 1000)
-        with pytest.raises(Busy):
-            nonces.spend(NOW, 'a', NOW)
-
-    @pytest.mark.parametrize('most', [1, 10, 100, 10000])
-    def test_bound(self, most):
-        """However many calls come, no more are held, and none is taken twice; new ones may wait."""
-        rnd, now, taken, outcomes = random.Random(most), NOW, [], collections.Counter()
-        nonces = Nonces(now, most=most)
-        for number in range(5000):
-            now += rnd.choice([0, 0, 0.1, 1])
-            call = (int(now) - rnd.randrange(-20, 40), str(number))
-            if taken and rnd.random() < 0.4:
-                call = rnd.choice(taken[-2000:])
-            try:
-                nonces.spend(*call, now)
-            except (ValueError, Busy) as error:
-                outcomes[type(error)] += 1
-            else:
-                outcomes['taken'] += 1
-                assert call not in taken[-4000:]
-                taken.append(call)
-            assert sum(map(len, nonces.spent.values())) <= most
-        assert len(set(taken)) == len(taken) > 30
-        assert outcomes[Busy] > 0 and (outcomes[ValueError] > 0 or most < 100)
-
-    def test_most_calls(self):
-        """A service that takes more than it can hold takes new calls all the same."""
-        nonces = Nonces(NOW, most=1000)
-        for number in range(10000):  # twenty a second
-            nonces.spend(NOW + number // 20, str(number), NOW + number / 20)
-
-    def test_forgets(self):
-        """It holds the nonces of the window, and none that are older."""
-        nonces = Nonces(NOW)
-        for second in range(2000):
-            nonces.spend(NOW + second, str(second), NOW + second)
-            assert sum(map(len, nonces.spent.values())) <= 300 + 2 * 30
-
-    def test_threads(self):
-        """Of the same call in many threads at once one is taken."""
-        for _ in range(20):
-            nonces, barrier = Nonces(NOW), threading.Barrier(8)
-
-            def take(_, nonces=nonces, barrier=barrier):
-                barrier.wait(TIMEOUT)
-                try:
-                    nonces.spend(NOW, 'n', NOW)
-                except ValueError:
-                    return 0
-                return 1
-
-            assert sum(call_all(8, take)) == 1
 
 
 # -------------------------------------------------------------------------------------------- rules
@@ -4582,7 +3816,7 @@ class TestTokens:
                 continue  # that one is right
             status, headers, problem = ask(service, body)
             assert (status, headers['WWW-Authenticate']) == (401, 'Token realm="microconnect"')
-            said = 'wants its token' if given is None else 'was given a wrong token'
+            said = 'needs a token' if given is None else 'got a wrong token'
             assert problem['detail'] == f"/echo {said}: setRule('/echo', token=...)"
         assert service.ran == []
         assert Friend('app1', service, {'/echo': token}).send('/echo', 1) == 1
@@ -4866,11 +4100,6 @@ def with_self(ran):
     return method
 
 
-def noted_first(ran):
-    """A decorator's function that notes the call itself."""
-    return functools.wraps(lambda a, b=1: None)(lambda *args, **kwargs: ran.append(args))
-
-
 def called_as(ran, base=object, **members):
     """A class with these members, which note their calls."""
     return type('Called', (base,), {name: member(ran) for name, member in members.items()})
@@ -4880,7 +4109,6 @@ DECORATED = {  # what is made around a function that notes its calls
     'plain': noting,
     'wraps': lambda ran: through(noting(ran)),
     'wraps, twice': lambda ran: through(through(noting(ran))),
-    'wraps, noting': noted_first,
     'lru_cache': lambda ran: functools.lru_cache(maxsize=None)(noting(ran)),
     'singledispatch': lambda ran: functools.singledispatch(noting(ran)),
     'partial': lambda ran: functools.partial(noting(ran)),
@@ -5001,6 +4229,24 @@ class TestAnswer:
         assert (status, problem['exception']['message']) == (500, 'inside')
         service.stop()
 
+    def test_argument_of_a_decorator(self):
+        """A decorator may hand over an argument of its own, as it may in a local call."""
+
+        def with_session(function):
+            @functools.wraps(function)
+            def call(*args, **kwargs):
+                return function('session', *args, **kwargs)
+
+            return call
+
+        friend = friend_of(with_session(lambda session, a: [session, a + 1]))
+        assert friend.send('/f', 1) == ['session', 2]
+        for wrong in ((), (1, 2, 3)):
+            with failing(BadArguments, status=422, sent=False):
+                friend.send('/f', *wrong)
+        with failing(RemoteError, type='TypeError', sent=True):  # it ran
+            friend.send('/f', 'x')
+
     @pytest.mark.parametrize('function', [len, divmod, operator.add], ids=lambda f: f.__name__)
     def test_bad_arguments_of_builtins(self, function):
         """The arguments of a builtin that shows its signature are checked before the call."""
@@ -5057,6 +4303,15 @@ class TestAnswer:
         assert (error.rule, error.address) == ('/fail', 'app1 (in process)')
         assert (error.status, error.type, error.sent) == (500, 'KeyError', True)
         assert error.traceback is None
+
+    def test_context(self, friend):
+        """An error raised while another one is handled shows that one, too."""
+        with pytest.raises(KeyError) as caught:
+            try:
+                raise OSError('first')
+            except OSError:
+                friend.send('/fail', 'KeyError')
+        assert not caught.value.__suppress_context__
 
     @pytest.mark.parametrize('name', ['__bool__', '__len__', '__str__', '__repr__'])
     def test_exception_that_fails(self, name):
@@ -5197,14 +4452,8 @@ class TestAnswer:
                 with contextlib.suppress(KeyError):
                     await friend.asend('/f') if is_async else friend.send('/f')
 
-        gc.disable()
-        try:
-            asyncio.run(call_thrice())
-            if sys.implementation.name != 'cpython':
-                gc.collect()
-            until(lambda: [one() for one in held] == [None] * 3)
-        finally:
-            gc.enable()
+        asyncio.run(call_thrice())
+        until(lambda: gc.collect() >= 0 and [one() for one in held] == [None] * 3)
 
     def test_context_that_outlives_its_call(self, caplog):
         """What fails in the context of a call that has ended is not kept for its caller."""
@@ -5509,7 +4758,7 @@ class TestLog:
             f'INFO app1 listens on {address}, 2 rules',
             "DEBUG answered 200: '/echo' from ME in N ms",
             "INFO refused 401: '/fail' from ME in N ms: "
-            '"/fail wants its token: setRule(\'/fail\', token=...)"',
+            '"/fail needs a token: setRule(\'/fail\', token=...)"',
         ]
         assert lines[3].startswith("INFO refused 404: '/missing' from ME in N ms: ")
         assert lines[4].startswith("INFO refused 400: '' from ME in N ms: ")
@@ -5599,8 +4848,6 @@ ORIGIN = 'https://app.example'
 
 ORIGINS = [  # what is given; what a browser says
     ('https://app.example', 'https://app.example'),
-    ('HTTPS://App.Example:443', 'https://app.example'),
-    ('http://localhost:80', 'http://localhost'),
     ('http://localhost:8000', 'http://localhost:8000'),
     ('http://[::1]:8000', 'http://[::1]:8000'),
     ('capacitor://localhost', 'capacitor://localhost'),
@@ -5609,6 +4856,7 @@ ORIGINS = [  # what is given; what a browser says
 NO_ORIGINS = [  # what cannot be an origin
     *('*', 'null', '', 'app.example', 'https://app.example/', 'https://app.example/page', 7, None),
     *('https://*.example', 'https://', 'https://user@app.example', 'https://app.example:x', '://x'),
+    *('HTTPS://App.Example', 'https://app.example:443', 'http://localhost:80'),
     *('https://app.example:0', 'https://app.example:080', 'https://\u212aelvin.example'),
 ]
 
@@ -5784,7 +5032,7 @@ class TestAsyncRules:
     @pytest.mark.parametrize('name', ['SystemExit', 'KeyboardInterrupt'])
     @pytest.mark.filterwarnings('ignore')  # pytest's, of a thread that raised
     def test_raised_in_a_task(self, name):
-        """A task that raises SystemExit ends the loop; the next call gets a new one."""
+        """A task that raises SystemExit fails alone; the loop goes on."""
         service = make_async()
 
         @service.typing('/task')
@@ -5798,14 +5046,6 @@ class TestAsyncRules:
             with pytest.raises(RemoteError):
                 friend.send('/task')
             assert friend.send('/aecho', 'on') == 'on'
-
-    def test_for_long(self, monkeypatch):
-        """An async rule may take longer than the time after which its loop is looked at."""
-        wait = concurrent.futures.wait
-        monkeypatch.setattr(concurrent.futures, 'wait', lambda these, _: wait(these, 0.001))
-        service = service_of(asyncio.sleep)
-        assert Friend('app1', service).send('/f', 0.03, 'slept') == 'slept'
-        service.stop()
 
     def test_one_loop(self):
         """One call can wake another: both run on the same loop."""
@@ -5855,31 +5095,14 @@ class TestAsyncRules:
         with calling(service_of(meet)) as (_, friend):
             assert call_all(100, lambda _: friend.send('/f')) == ['all here'] * 100
 
-    @pytest.mark.parametrize('is_served', [True, False])
-    def test_thread_of_the_loop(self, is_served):
-        """The loop's thread starts with the first async call, and ends with `stop`."""
-        service = make_async()
-        with contextlib.ExitStack() as stack:
-            address = stack.enter_context(serving(service)).address if is_served else service
-            friend = stack.enter_context(Friend('app1', address))
-            friend.send('/echo', 1)
-            before = set(threading.enumerate())
-            for rule in ('/loop', '/loop'):
-                friend.send(rule)
-                assert set(threading.enumerate()) - before == {service.loop_thread}
-            assert service.loop_thread.daemon
-            service.stop()
-        assert not service.loop_thread.is_alive()
-        assert service.loop.is_closed()
-
-    def test_started_again(self):
-        """A service that was stopped and is started again has a new loop."""
-        service, loops = make_async(), []
-        for _ in range(2):
-            with calling(service) as (_, friend):
-                friend.send('/loop')
-                loops.append(service.loop)
-        assert loops[0] is not loops[1]
+    def test_thread_of_the_loop(self):
+        """All services of a process share one loop, in a daemon thread that stop leaves."""
+        services = [make_async(), make_async()]
+        with calling(services[0]) as (_, friend):
+            friend.send('/loop')
+        Friend('app1', services[1]).send('/loop')
+        assert services[0].loop is services[1].loop
+        assert services[0].loop_thread.is_alive() and services[0].loop_thread.daemon
 
     def test_leftover_tasks(self):
         """A task that a rule left behind goes on after its call, and is cancelled by stop."""
@@ -5903,7 +5126,7 @@ class TestAsyncRules:
         with calling(service) as (_, friend):
             friend.send('/leave')
             assert friend.send('/look') is False
-        assert cancelled.is_set()
+        assert cancelled.wait(TIMEOUT)
 
     def test_in_flight_at_stop(self):
         """stop waits for an async call in flight, which is answered."""
@@ -6035,31 +5258,6 @@ class TestAsyncRules:
         assert ended.wait(TIMEOUT)
         service.stop()
 
-    @pytest.mark.filterwarnings('ignore')  # pytest's, of a thread that raised
-    def test_loop_that_ends_before_the_call(self, monkeypatch):
-        """A call to a loop that ends before it starts the call is an error, not a wait for ever."""
-
-        class Awaitable:  # no coroutine: Python would warn that it was never awaited
-            def __await__(self):
-                yield
-
-        def lost(coroutine, loop):
-            coroutine.close()
-            loop.call_soon_threadsafe(sys.exit)
-            service.loop_thread.join(TIMEOUT)
-            return concurrent.futures.Future()
-
-        service = make_async()
-        service.typing('/lost')(Awaitable)
-        friend = Friend('app1', service)
-        friend.send('/loop')
-        with monkeypatch.context() as patch:
-            patch.setattr(asyncio, 'run_coroutine_threadsafe', lost)
-            with background(friend.send, '/lost') as call, pytest.raises(RemoteError):
-                call.result(TIMEOUT)
-        assert friend.send('/aecho', 3) == 3
-        service.stop()
-
     def test_loop_that_cannot_start(self, monkeypatch):
         """An async rule fails while no event loop can be made, and works afterwards."""
 
@@ -6074,6 +5272,7 @@ class TestAsyncRules:
 
         with monkeypatch.context() as patch:
             patch.setattr(asyncio, 'new_event_loop', fail)
+            microconnect._loop_of.cache_clear()
             with pytest.raises(OSError, match='no descriptor is left'):
                 friend.send('/f')
         assert friend.send('/f') == 1
@@ -6158,23 +5357,22 @@ class TestListener:
             (request(extra=b'X: %b\r\n' % (b'x' * 1000)), 431),
             (HEAD + b'X: ' + b'x' * 1000, 431),  # and so on for ever
             (b'POST /' + b'x' * 1000, 431),
-            (HEAD + b'X: 1\r\n' * 8 + b'\r\n', 431),
             (HEAD + b'Expect: 100-continue\r\nContent-Length: 101\r\n\r\n', 413),
             (request(b'{"args":["%b"]}' % (b'x' * 88)), 413),
             (CHUNKED_HEAD + b'65\r\n', 413),
         ],
     )
     def test_limits(self, data, status):
-        """A request over max_head, max_headers or max_body is refused before it is read."""
-        with serving(max_head=1000, max_headers=8, max_body=100) as service:
+        """A request over max_head or max_body is refused before it is read."""
+        with serving(max_head=1000, max_body=100) as service:
             assert statuses(raw(service, data, end=False)) == [status]
         assert service.ran == []
 
     def test_limits_reached(self):
-        """A request of exactly max_head, max_headers and max_body is taken."""
+        """A request of exactly max_head and max_body is taken."""
         body = b'{"args":["%b"]}' % (b'x' * 87)
         size = len(request(body)) - len(body)
-        with serving(max_head=size, max_headers=3, max_body=len(body)) as service:
+        with serving(max_head=size, max_body=len(body)) as service:
             assert statuses(raw(service, request(body))) == [200]
         with serving(max_body=len(body)) as service:
             chunked = CHUNKED_HEAD + b'32\r\n%b\r\n32\r\n%b\r\n0\r\n\r\n' % (body[:50], body[50:])
@@ -6216,7 +5414,6 @@ class TestListener:
         service.start(0, '127.0.0.1', ssl_context=tls_server if over_tls else None)
         with service, connect(service) as silent:
             until(lambda: connections_of(service))
-            until(lambda: all(wait_of(one) for one in connections_of(service)))
             with Friend('app1', by_name(service), ssl_context=context) as friend:
                 assert friend.send('/echo', 1) == 1
                 assert statuses(receive(silent)) == ([] if over_tls else [408])
@@ -6532,166 +5729,6 @@ class TestEveryHost:
         assert int(fields['content-length']) > 0
 
 
-def signed_caches():
-    """How many heads are cached, and how many were looked for."""
-    caches = (parse_request, parse_reply, microconnect._reply_head)
-    return [cache.cache_info()[:2] + cache.cache_info()[3:] for cache in caches]
-
-
-EACH_ALTERATION = [(what, several[0]) for what, _, several in ALTERED_CALLS]
-
-
-@pytest.mark.usefixtures('at_noon')
-class TestSignedHosts:
-    """Every host takes signed calls only, each once, and signs what it answers to them."""
-
-    @HOSTS
-    @pytest.mark.parametrize('rule', ['/hello world', '/aecho', '/fail', '/afail', '/none', '/'])
-    def test_call(self, ask, rule):
-        """A signed call gets a signed answer, whatever that says, from plain and async rules."""
-        service, call = make_async(secretKey=SECRET_KEY), Signed()
-        service.typing('/hello world')('Welcome {}'.format)
-        call.path = rule
-        call = call.again()
-        path = urllib.request.quote(rule)
-        status, fields, body = ask(service, 'POST', path, call.headers, call.body)
-        known = {'/hello world': 200, '/aecho': 200, '/none': 404, '/': 404}
-        assert status == known.get(rule, 500)
-        reply = Signed.received(fields, body, call, status)
-        reply.take()
-        reply.body += b' '
-        with pytest.raises(BadReply):
-            reply.take()
-        assert ask(service, 'POST', path, call.headers, call.body)[0] == 401
-        service.stop()
-
-    @pytest.mark.filterwarnings('ignore:Unknown REQUEST_METHOD')
-    @HOSTS
-    @pytest.mark.parametrize('what, alter', EACH_ALTERATION)
-    def test_altered(self, ask, what, alter):
-        """An altered call is 401 at each host, and runs nothing; the answer is not signed."""
-        service, call = signed_service(), Signed()
-        alter(call)
-        path = urllib.request.quote(call.path)
-        status, fields, body = ask(service, call.method, path, call.headers, call.body)
-        assert (status, service.ran) == (401, [])
-        assert json.loads(body)['detail'].startswith('the call is refused: ')
-        assert fields['www-authenticate'] == 'Signature realm="microconnect"'
-        assert not {'signature', 'content-digest'} & set(fields)
-
-    @pytest.mark.filterwarnings('ignore:Unknown REQUEST_METHOD')
-    @HOSTS
-    def test_unsigned(self, ask):
-        """An unsigned call is 401, of a rule that there is and of one that there is not."""
-        service = signed_service(token=SECRET)
-        for method, path in (('POST', '/echo'), ('GET', '/echo'), ('POST', '/ecko'), ('BREW', '/')):
-            body = json.dumps({'args': [1], 'token': SECRET}).encode()
-            status, _, problem = ask(service, method, path, JSON, body)
-            detail = json.loads(problem)['detail']
-            assert (status, detail) == (401, f'the call is refused: {NOT_SIGNED}')
-        assert service.ran == []
-
-    @HOSTS
-    def test_foreign_page(self, ask):
-        """What the signature does not cover gets no signed refusal: anybody may have added it."""
-        service = signed_service()
-        headers = {**Signed().headers, 'Origin': 'https://evil.example'}
-        status, fields, _ = ask(service, 'POST', '/helloworld', headers, BODY)
-        assert status == 403
-        assert 'signature' not in {name.lower() for name in fields}
-
-    @HOSTS
-    def test_health(self, ask):
-        """GET / and HEAD / need no signature; a rule of that name does."""
-        service = signed_service()
-        assert ask(service, 'GET', '/', {}, b'')[::2] == (200, b'["app1"]')
-        assert ask(service, 'HEAD', '/', {}, b'')[::2] == (200, b'')
-        assert 'signature' not in ask(service, 'GET', '/', Signed().headers, b'')[1]
-        service.typing('/', methods=['GET'])(lambda: service.ran.append(1))
-        assert ask(service, 'GET', '/', {}, b'')[0] == 401
-        assert service.ran == []
-
-    @HOSTS
-    @pytest.mark.parametrize('methods', [('POST',), ('POST', 'OPTIONS')])
-    def test_preflight(self, ask, methods):
-        """What a browser asks before a call needs no signature, and runs no rule."""
-        service = signed_service(origins=[ORIGIN])
-        service.typing('/f', methods=methods)(lambda: service.ran.append(1))
-        asked = {'Origin': ORIGIN, 'Access-Control-Request-Method': 'POST'}
-        status, fields, _ = ask(service, 'OPTIONS', '/f', asked, b'')
-        assert (status, 'signature' in fields) == (200, False)
-        for some in ({'Origin': ORIGIN}, {'Access-Control-Request-Method': 'POST'}, {}):
-            assert ask(service, 'OPTIONS', '/f', some, b'')[0] == 401
-            assert ask(service, 'POST', '/f', {**some, **JSON}, b'{}')[0] == 401
-        assert service.ran == []
-
-    @HOSTS
-    def test_large_body(self, ask):
-        """A body over max_body is 413, and not taken for an altered one."""
-        service = signed_service(max_body=40)
-        assert ask(service, 'POST', '/hello%20world', Signed().headers, BODY)[0] == 413
-
-    def test_behind_a_prefix(self):
-        """The prefix under which a server mounts the service is not a part of what is signed."""
-        service = signed_service()
-        for ask, how, path in (
-            (by_wsgi, {'SCRIPT_NAME': '/rpc'}, '/hello%20world'),
-            (by_asgi, {'root_path': '/rpc'}, '/rpc/hello%20world'),
-        ):
-            call = Signed()
-            assert ask(service, 'POST', path, call.headers, call.body, **how)[0] == 200
-
-    @pytest.mark.parametrize('ask', [by_listener, by_asgi, Microservice.answer])
-    @pytest.mark.parametrize('name', ['signature', 'signature-input', 'content-digest'])
-    def test_duplicate_fields(self, ask, name):
-        """A field that comes twice is refused, though one of the two is right."""
-        service, call = signed_service(), Signed()
-        for value in (call.headers[name], 'sig=:YQ==:'):
-            for headers in (
-                {name.title(): value, **call.headers},
-                {**call.headers, name.title(): value},
-            ):
-                assert ask(service, 'POST', '/hello%20world', headers, BODY)[0] == 401
-        assert service.ran == []
-
-    def test_another_framing(self):
-        """The order and case of the lines, spaces around values, and chunks do not matter."""
-        service = signed_service()
-        with serving(service):
-            for write in (str.title, str.upper, str.lower):
-                call = Signed()
-                lines = [f'{write(name)}:\t{value}  ' for name, value in call.headers.items()]
-                lines += ['Transfer-Encoding: chunked', 'Connection: close', 'Host: y']
-                head = '\r\n'.join(['POST /h%65llo%20world HTTP/1.1', *lines[::-1], '\r\n'])
-                chunks = [BODY[at : at + 7] for at in range(0, len(BODY), 7)] + [b'']
-                data = head.encode() + b''.join(b'%x\r\n%b\r\n' % (len(one), one) for one in chunks)
-                assert statuses(raw(service, data)) == [200]
-        assert service.ran == ['Mr. Developer'] * 3
-
-    def test_replayed(self):
-        """A call that is sent again on this or another connection is refused, and unsigned."""
-        service, call = signed_service(), Signed()
-        lines = ''.join(f'{name}: {value}\r\n' for name, value in list(call.headers.items())[1:])
-        data = request(BODY, '/hello%20world', extra=lines.encode())
-        with serving(service):
-            first, second = raw(service, data * 2).split(b'HTTP/1.1 401')
-            assert statuses(first) == [200] and b'\r\nSignature: ' in first
-            assert b'it came before, and is taken once' in second
-            assert b'\r\nSignature: ' not in second
-            assert statuses(raw(service, data)) == [401]
-        assert service.ran == ['Mr. Developer']
-
-    def test_strangers_json(self, monkeypatch):
-        """No JSON is parsed before the signature holds."""
-        service, seen = signed_service(token=SECRET), []
-        monkeypatch.setattr(microconnect, '_parse_call', lambda *call: seen.append(call))
-        for call in (Signed(b'[' * 9999, key=OTHER_SECRET_KEY), Signed(b'{}')):
-            call.body += b' '
-            with pytest.raises(Forbidden):
-                call.take(service)
-        assert seen == []
-
-
 class QuietHandler(wsgiref.simple_server.WSGIRequestHandler):
     def log_message(self, *args):
         pass
@@ -6859,19 +5896,6 @@ async def sleep(value):
     return value
 """
 
-SIGNED = f"""
-from microconnect import Microservice
-
-Micro = Microservice('app1', secretKey={SECRET_KEY!r})
-application = Micro.wsgi
-Micro.typing('/grüße dich/100%')(lambda value: value)
-Micro.typing('/fail')({{}}.__getitem__)
-
-@Micro.typing('/later')
-async def later(value):
-    return value
-"""
-
 SERVERS = {
     'gunicorn-sync': ['gunicorn', '-b', '127.0.0.1:PORT', 'app1'],
     'gunicorn-gthread': ['gunicorn', '--threads', '4', '-b', '127.0.0.1:PORT', 'app1'],
@@ -6908,27 +5932,6 @@ class TestServers:
                 with pytest.raises(ValueError, match='why') as caught:
                     friend.send('/fail', 'why')
                 assert caught.value.type == 'ValueError'
-
-    @pytest.mark.parametrize('server', SERVERS)
-    def test_signed(self, server, tmp_path):
-        """Signed calls and replies go through the server of another unharmed."""
-        pytest.importorskip(SERVERS[server][0])
-        (tmp_path / 'app1.py').write_text(SIGNED)
-        port = dead_address().rpartition(':')[2]
-        command = [part.replace('PORT', port) for part in SERVERS[server]]
-        with running('-m', *command, folder=tmp_path):
-            address = f'http://127.0.0.1:{port}'
-            with Friend('app1', address, secretKey=SECRET_KEY, timeout=TIMEOUT) as friend:
-                friend.wait(TIMEOUT)
-                for rule in ('/grüße dich/100%', '/later'):
-                    assert friend.send(rule, 'ä' * 50000) == 'ä' * 50000
-                with pytest.raises(UnknownRule):
-                    friend.send('/nothing')
-                with pytest.raises(KeyError):
-                    friend.send('/fail', 1)
-            with Friend('app1', address, timeout=TIMEOUT) as friend:
-                with pytest.raises(Forbidden):
-                    friend.send('/later', 1)
 
 
 class TestFrameworks:
@@ -6998,16 +6001,28 @@ class TestStart:
 
     @pytest.mark.parametrize('of_class', [None, False, True])
     def test_debug(self, of_class):
-        """debug of start is in place of that of the class, until the service stops."""
+        """debug of start takes the place of that of the class."""
         service = make(debug=of_class)
 
         def has_traceback():
             return 'traceback' in ask(service, b'{"args":["KeyError"]}', '/fail')[2]['exception']
 
-        for of_start in (True, None, False, None):
+        expected = bool(of_class)
+        for of_start in (None, True, None, False, None):
+            expected = expected if of_start is None else of_start
             with service.start(port=0, host='127.0.0.1', debug=of_start):
-                assert has_traceback() is bool(of_class if of_start is None else of_start)
-            assert has_traceback() is bool(of_class)
+                assert (has_traceback(), bool(service.debug)) == (expected, expected)
+
+    def test_debug_of_a_running_service(self, caplog, capsys):
+        """A level or debug that is set while a service answers counts from the next call on."""
+        service = make()
+        ask(service)
+        caplog.set_level(logging.DEBUG, 'microconnect')
+        ask(service)
+        assert len(caplog.messages) == 1
+        service.debug = True
+        ask(service)
+        assert capsys.readouterr().err.startswith("app1: answered 200: '/echo'")
 
     @pytest.mark.parametrize('reuse_port', [False, True])
     def test_port_in_use(self, service, reuse_port):
@@ -7076,15 +6091,15 @@ class TestStart:
             assert friend.ping()
 
     def test_a_cell_run_again(self, monkeypatch):
-        """In a notebook a service takes port and rules over from the one of its name before."""
+        """In a notebook a service ends the one of its name that was started there before."""
 
-        def run_cell(number, name='app1', token=False):
-            service = Microservice(name, port, '127.0.0.1', token=token)
+        def run_cell(number, name='app1'):
+            service = Microservice(name, port, '127.0.0.1')
             service.typing('/f')(lambda: number)
             return service
 
         port = int(dead_address().rpartition(':')[2])
-        first = run_cell(1, token='old')
+        first = run_cell(1)
         first.typing('/other')(lambda: 'kept')
         with contextlib.ExitStack() as stack:
             stack.enter_context(first.start())
@@ -7093,18 +6108,14 @@ class TestStart:
             monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
             with pytest.raises(OSError, match='cannot listen'):
                 run_cell(2, name='another').start()
-            with serving(run_cell(3, name='app1')):
+            with serving(run_cell(3)):
                 assert is_serving(first)  # at another port, each lives on
             again = stack.enter_context(run_cell(4).start())
             assert not is_serving(first)
             with Friend('app1', again.address, timeout=TIMEOUT) as friend:
                 assert friend.send('/f') == 4
-                with pytest.raises(Forbidden):  # it was guarded
+                with pytest.raises(UnknownRule):
                     friend.send('/other')
-                friend.token = 'old'
-                assert friend.send('/other') == 'kept'
-            last = stack.enter_context(run_cell(5, token='new').start())
-            assert is_guarded(last, '/other', 'old') and is_guarded(last, '/f', 'new')
 
     @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux spreads calls')
     def test_shared_port(self):
@@ -7321,7 +6332,8 @@ class TestStop:
             until_released(before)
 
     def test_left_behind(self):
-        """A service that was only called in its process frees its loop without stop."""
+        """A service that was only called in its process leaves nothing but the shared loop."""
+        Friend('app1', make_async()).send('/aecho', 1)
         before = resources()
         for _ in range(3):
             assert Friend('app1', make_async()).send('/aecho', 1) == 1
@@ -7682,19 +6694,6 @@ Micro.stop()
 """,
         '0 True',
     ),
-    'the collector works in a child forked while a large body is decoded': (
-        """
-import gc
-body = b'{"args":[%b0]}' % (b'[1.5],' * 100000)
-thread = threading.Thread(target=Micro.answer, args=('POST', '/count', JSON, body))
-thread.start()
-while gc.isenabled() and thread.is_alive():
-    pass
-print(in_child(lambda: 0 if gc.isenabled() else 1))
-thread.join()
-""",
-        '0',
-    ),
     'after stop the port is free, though a child lives on': (
         """
 with Micro.start():
@@ -7758,9 +6757,7 @@ Micro.run()
 
 # The rest needs Python's help: after stop, and in a thread other than the main one.
 # Not where many threads run at the fork: Python itself then may hang as it starts one in the child.
-BY_C_TOO = [
-    holds for holds in FORKS if not re.search('after stop|in the middle|asend|collector', holds)
-]
+BY_C_TOO = [holds for holds in FORKS if not re.search('after stop|in the middle|asend', holds)]
 
 
 @pytest.fixture(scope='class')
@@ -7900,6 +6897,12 @@ class TestFriend:
         with peer(script) as address, Friend('app1', address, timeout=TIMEOUT) as friend:
             assert [friend.send('/a'), friend.send('/b')] == ['A', 'B']
 
+    def test_without_the_connections_of_others(self, service, monkeypatch):
+        """What replaces http.client's connections, as vcrpy does, does not disturb a call."""
+        monkeypatch.setattr(http.client, 'HTTPConnection', None)
+        with Friend('app1', service.address) as friend:
+            assert friend.send('/echo', 1) == 1
+
     def test_in_process(self):
         """A friend of a service in this process encodes, checks and decodes as over a socket."""
         service = make(token=SECRET)
@@ -7998,11 +7001,11 @@ class TestAddresses:
         """The only address of a name is tried once, and has the whole time."""
         tried = []
 
-        def refuse(address, timeout):
-            tried.append(timeout)
+        def refuse(sock, _):
+            tried.append(sock.gettimeout())
             raise ConnectionRefusedError
 
-        monkeypatch.setattr(socket, 'create_connection', refuse)
+        monkeypatch.setattr(socket.socket, 'connect', refuse)
         with Friend('app1', '127.0.0.1:9', timeout=9) as friend, pytest.raises(Unreachable):
             friend.send('/echo')
         assert len(tried) == 1 and 8 < tried[0] <= 9
@@ -8017,7 +7020,7 @@ class TestAddresses:
         look_up_by(monkeypatch, found, tried)
         with Friend('app1', 'localhost:5000') as friend, pytest.raises(Unreachable):
             friend.send('/echo')
-        assert tried == [('127.0.0.1', 5000), ('::1', 5000)]
+        assert tried == [('127.0.0.1', 5000), ('::1', 5000, 0, 0)]
 
     def test_scope_of_ipv6(self, monkeypatch, proxies):
         """The scope of a link-local address is kept to connect by, and left out of Host."""
@@ -8028,7 +7031,7 @@ class TestAddresses:
             with Friend('app1', '[fe80::1%eth0]:5000') as friend:
                 with pytest.raises(Unreachable, match=r'cannot connect to \[fe80::1\]:5000'):
                     friend.send('/echo')
-        assert tried == [('fe80::1%7', 5000)]
+        assert tried == [('fe80::1', 5000, 0, 7)]
         with peer(answers(response(), got=got)) as address:
             port = int(address.rpartition(':')[2])
             local = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.0.1', port))]
@@ -8051,8 +7054,16 @@ class TestAddresses:
 
 
 CLOSE = 'Connection: close\r\n'  # or the next call could meet the end of the connection
-BUSY = response(b'', '503 Service Unavailable', extra=CLOSE)
-IDLE = response(b'', '408 Request Timeout', extra=CLOSE)
+
+
+def refused_by(status, phrase, extra=CLOSE, **members):
+    """The bytes of a refusal as a service writes it: problem details."""
+    body = json.dumps({'title': phrase, 'status': status, 'detail': 'why', **members}).encode()
+    return response(body, f'{status} {phrase}', 'application/problem+json', extra)
+
+
+BUSY = refused_by(503, 'Service Unavailable')
+IDLE = refused_by(408, 'Request Timeout')
 
 
 class TestSeveralAddresses:
@@ -8086,7 +7097,7 @@ class TestSeveralAddresses:
             assert [friend.send('/echo', number) for number in range(4)] == [0, 1, 2, 3]
 
     def test_busy_rests(self, service, clock):
-        """A busy service is passed over, and then avoided for 0.1 seconds."""
+        """A busy service is passed over, and then avoided for 5 seconds."""
         tried = []
         with peer(lambda sock, *_: tried.append(call_on(sock)) or sock.sendall(BUSY)) as address:
             with Friend('app1', (address, service.address)) as friend:
@@ -8094,33 +7105,27 @@ class TestSeveralAddresses:
                     for number in range(10):
                         assert friend.send('/echo', number) == number
                     assert len(tried) == rests
-                    clock.shift(0.11)
+                    clock.shift(5.01)
 
     def test_recovers(self, service, clock, caplog):
-        """Each failure doubles the rest; after an answer the next rest is short again."""
+        """After its rest an address is called again."""
         caplog.set_level('INFO', 'microconnect')
-        replies = [BUSY, BUSY, response(b'["peer"]'), BUSY]
+        replies = [BUSY, *[response(b'["peer"]')] * 9]
         with peer(answers(*replies)) as address:
             with Friend('app1', [address, service.address]) as friend:
-                given = []
-                while len(caplog.messages) < 3:
-                    given.append(friend.send('/echo', 'service'))
-                    friend.close()  # the peer closes, too, and the next call must not meet that
-                    clock.shift(0.21)
-        assert 'peer' in given
-        rests = [re.findall('rests for ([0-9.]+) s', message)[0] for message in caplog.messages]
-        assert rests == ['0.1', '0.2', '0.1']
-        assert caplog.messages[0].startswith(f'{address} rests for 0.1 s: /echo at {address}: ')
+                assert [friend.send('/echo', 'service') for _ in range(4)] == ['service'] * 4
+                clock.shift(5.01)
+                assert 'peer' in [friend.send('/echo', 'service') for _ in range(2)]
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith(f'{address} rests for 5 s: /echo at {address}: ')
 
-    def test_longest_rest(self, clock, caplog):
-        """However often an address fails, it rests for no longer than 5 seconds."""
-        caplog.set_level('INFO', 'microconnect')
-        with Friend('app1', [dead_address()] * 2) as friend:
-            for _ in range(8):
-                with pytest.raises(Unreachable):
+    def test_all_rest(self, clock):
+        """If all addresses rest, they are tried nevertheless."""
+        with peer(answers(BUSY, response(b'["peer"]'))) as address:
+            with Friend('app1', [address, dead_address()]) as friend:
+                with pytest.raises(Busy):
                     friend.send('/echo')
-        rests = [float(re.findall('rests for ([0-9.]+) s', text)[0]) for text in caplog.messages]
-        assert sorted(rests)[::2] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+                assert friend.send('/echo') == 'peer'
 
     def test_may_have_run(self, service):
         """A call that may have run at one address is not sent to another."""
@@ -8275,7 +7280,7 @@ class TestConnections:
 ALARMS = [  # what a handler raises; what send raises
     (TimeoutError('the alarm rang'), ConnectionLost),
     (LookupError('of something else'), LookupError),
-    (UnknownRule().at('/other', 'elsewhere'), BadReply),
+    (UnknownRule().with_call('/other', 'elsewhere'), BadReply),
 ]
 
 PLANS = {  # replies on each connection; unasked bytes; what the second call gives; calls on each
@@ -8286,9 +7291,15 @@ PLANS = {  # replies on each connection; unasked bytes; what the second call giv
     'told of it when asked': ([[response(), IDLE], [response()]], b'', 'x', [2, 1]),
     'told of it twice': ([[response(), IDLE], [IDLE]], b'', (Busy, False), [2, 1]),
     'a 408 that keeps the connection': (
-        [[response(), response(b'{}', '408 Request Timeout')]],
+        [[response(), refused_by(408, 'Request Timeout', extra='')]],
         b'',
         (Busy, False),
+        [2],
+    ),
+    'a 408 of a router': (
+        [[response(), response(b'', '408 Request Timeout', extra=CLOSE)]],
+        b'',
+        (CallTimeout, True),
         [2],
     ),
     'busy': ([[response(), BUSY]], b'', (Busy, False), [2]),
@@ -8515,294 +7526,196 @@ class TestWaiting:
 DIRECT = ['[::1]', '[0:0:0:0:0:0:0:1]', '[::ffff:127.0.0.1]', 'localhost.', '127.0.0.2']
 
 
-class TestSignedFriend:
-    """A friend with a secretKey signs what it sends, and believes only what is signed for it."""
+class Signer:
+    """What can be given as secretKey: it notes what each of its methods is given."""
+
+    def __init__(self, word='word', proof='proof'):
+        self.word, self.proof, self.seen = word, proof, []
+
+    def sign_call(self, *call):
+        self.seen.append(('sign_call', *call))
+        return (('X-Word', self.word),)
+
+    def check_call(self, *call):
+        self.seen.append(('check_call', *call))
+        if call[2].get('x-word') != self.word:
+            raise Forbidden('it does not say the word')
+        return self.proof
+
+    def sign_reply(self, *reply):
+        self.seen.append(('sign_reply', *reply))
+        return (('X-Proof', self.proof),)
+
+    def check_reply(self, *reply):
+        self.seen.append(('check_reply', *reply))
+        if reply[2].get('x-proof') != self.proof:
+            raise BadReply('it holds no proof')
+
+
+class Silent(Signer):
+    """One that adds no field to a call, and is false, as an empty collection is."""
+
+    def __len__(self):
+        return 0
+
+    def sign_call(self, *call):
+        return ()
+
+
+class Half:
+    """What has only two of the four methods."""
+
+    sign_call = check_call = print
+
+
+class TestSigner:
+    """The four methods of a secretKey."""
 
     @pytest.mark.parametrize('over', ['in process', 'listener'])
-    def test_calls(self, over):
-        """Values and errors come as without a key, together with tokens, and from `asend`."""
-        service = make_async(secretKey=SECRET_KEY, token={'/echo': SECRET}, debug=True)
-        with contextlib.ExitStack() as stack:
-            if over == 'listener':
-                stack.enter_context(serving(service))
+    def test_silent(self, over):
+        """It checks calls and replies though it is false and adds nothing to a call."""
+        plain, signed = make(), make(secretKey=Silent())
+        with serving(plain), serving(signed):
+            for service, keys, kind in ((plain, Silent(), BadReply), (signed, None, Forbidden)):
+                address = service.address if over == 'listener' else service
+                with Friend('app1', address, secretKey=keys, timeout=TIMEOUT) as friend:
+                    for rule in ('/echo', '/fail'):
+                        with pytest.raises(kind):
+                            friend.send(rule, 'ValueError')
+
+    @pytest.mark.parametrize('over', ['in process', 'listener'])
+    @pytest.mark.parametrize('rule, status', [('/echo', 200), ('/fail', 500), ('/ecko', 404)])
+    def test_call(self, over, rule, status):
+        """A call and its reply are signed and checked, whatever the reply says."""
+        one, two = Signer(), Signer()
+        with serving(make(secretKey=one)) as service:
             address = service.address if over == 'listener' else service
-            how = {'secretKey': SECRET_KEY, 'timeout': TIMEOUT}
-            friend = stack.enter_context(Friend('app1', address, {'/echo': SECRET}, **how))
-            assert friend.ping()
-            assert [friend.send('/echo', number) for number in range(5)] == [0, 1, 2, 3, 4]
-            assert friend.send('/aecho', 'ä\u20ac') == 'ä\u20ac'
-            assert len(friend.send('/echo', 'x' * 1000000)) == 1000000
-            assert asyncio.run(friend.asend('/echo', 'later')) == 'later'
-            assert friend.within(TIMEOUT).send('/echo', 7) == 7
-            with pytest.raises(KeyError) as caught:
-                friend.send('/fail', 'KeyError')
-            assert isinstance(caught.value, RemoteError) and 'fail' in caught.value.traceback
-            assert caught.value.__cause__
-            for kind, status, call in (
-                (BadArguments, 422, lambda: friend.send('/fail', too='many')),
-                (UnknownRule, 404, lambda: friend.send('/ecko')),
-                (UnknownRule, 405, lambda: friend.send('/aecho')),
-                (Forbidden, 401, lambda: friend.send('/echo', 1)),
-                (BadCall, None, lambda: friend.send('/\ud800')),
+            with Friend('app1', address, secretKey=two, timeout=TIMEOUT) as friend:
+                with (
+                    contextlib.nullcontext() if status == 200 else pytest.raises(MicroconnectError)
+                ):
+                    assert friend.send(rule, 'ValueError') == 'ValueError'
+        body = b'{"args":["ValueError"],"kwargs":{},"token":null}'
+        (*called, headers, sent), (*answered, fields, reply) = one.seen
+        assert (called, sent) == (['check_call', 'POST', rule], body)
+        assert (headers['x-word'], headers['content-type']) == ('word', 'application/json')
+        assert answered == ['sign_reply', 'proof', status]
+        assert dict(fields)['Content-Type'].endswith('json') and type(json.loads(reply)) is not str
+        assert two.seen[0] == ('sign_call', 'POST', rule, body)
+        *checked, told, data = two.seen[1]
+        assert checked == ['check_reply', (('X-Word', 'word'),), status]
+        assert (told['x-proof'], data) == ('proof', reply)
+
+    @HOSTS
+    def test_refused(self, ask):
+        """A call that is refused runs nothing, and its reply is not signed."""
+        service = make_async(secretKey=Signer())
+        for method, path in (
+            ('POST', '/echo'),
+            ('POST', '/aecho'),
+            ('POST', '/ecko'),
+            ('GET', '/f'),
+        ):
+            status, fields, body = ask(service, method, path, {**JSON, 'X-Word': 'wrong'}, b'[')
+            assert (status, json.loads(body)['detail']) == (401, 'it does not say the word')
+            assert 'x-proof' not in fields
+        assert ask(service, 'GET', '/', {}, b'')[::2] == (200, b'["app1"]')
+        assert service.ran == []
+
+    @HOSTS
+    @pytest.mark.parametrize('rule', ['/echo', '/aecho'])
+    @pytest.mark.parametrize('proof', ['proof', 0, None])
+    def test_proof(self, ask, rule, proof):
+        """The reply is signed if `check_call` gives anything to sign it by."""
+        service = make_async(secretKey=Signer(proof=proof))
+        service._signer.sign_reply = lambda proof, *reply: (
+            ('X-Proof', f'{proof} of {len(reply)}'),
+        )
+        status, fields, _ = ask(service, 'POST', rule, {**JSON, 'X-Word': 'word'}, b'{"args":[1]}')
+        assert (status, fields.get('x-proof')) == (200, None if proof is None else f'{proof} of 3')
+        service.stop()
+
+    @HOSTS
+    @pytest.mark.parametrize(
+        'error', [KeyError('s3cret'), PermissionError('s3cret'), RecursionError()]
+    )
+    def test_bug(self, ask, error, caplog):
+        """What else `check_call` raises is a 500, logged with its traceback, and runs nothing."""
+        service = make(secretKey=Signer())
+
+        def fail(*_):
+            raise error
+
+        service._signer.check_call = fail
+        status, _, body = ask(service, 'POST', '/echo', {**JSON, 'X-Word': 'word'}, b'')
+        assert (status, json.loads(body)['detail']) == (500, 'the call could not be checked')
+        assert service.ran == [] and [line.exc_info[1] for line in caplog.records] == [error]
+
+    def test_another_copy(self):
+        """A refusal of another copy of this module is one, too."""
+        spec = importlib.util.spec_from_file_location('another', microconnect.__file__)
+        another = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(another)
+        with calling(secretKey=Signer()) as (service, friend):
+            service._signer.check_call = lambda *_: (_ for _ in ()).throw(another.Forbidden('no'))
+            with pytest.raises(Forbidden, match='no'):
+                friend.send('/echo', 1)
+
+    @pytest.mark.parametrize('over', ['in process', 'listener'])
+    def test_one_side(self, over):
+        """Without it on one side, a call is refused or its reply is not believed."""
+        signed, plain = make(secretKey=Signer()), make()
+        with serving(signed), serving(plain):
+            for service, keys, kind, ran in (
+                (signed, None, Forbidden, 0),
+                (signed, False, Forbidden, 0),
+                (signed, Signer('another'), BadReply, 0),
+                (plain, Signer(), BadReply, 1),
             ):
-                friend.setRule('/aecho', method='GET')
-                friend.setRule('/echo', token='wrong')
-                with pytest.raises(kind) as caught:
-                    call()
-                assert (caught.value.status, caught.value.sent) == (status or 400, False)
+                address = service.address if over == 'listener' else service
+                with Friend('app1', address, secretKey=keys, timeout=TIMEOUT) as friend:
+                    with pytest.raises(kind):
+                        friend.send('/echo', 1)
+                    assert len(service.ran) == ran
+                    with pytest.raises(kind):
+                        friend.send('/fail', 'ValueError')
 
-    @pytest.mark.parametrize('several', [False, True])
-    def test_refused_by_somebody_on_the_way(self, several):
-        """Who passes a call on, and then refuses it without a signature, gets it no second time."""
-        service = signed_service()
-
-        def pass_on(sock, *_):
-            got = call_on(sock)
-            raw(service, got)
-            sock.sendall(b'\x15\x03\x01\x00\x02\x02\x0a')  # TLS: an alert
-
-        with serving(service), peer(pass_on) as one, peer(pass_on) as two:
-            with Friend('app1', [one, two] if several else one, secretKey=SECRET_KEY) as friend:
-                with pytest.raises(MicroconnectError) as caught:
-                    friend.send('/echo', 1)
-        assert caught.value.sent is True
-        assert service.ran == [((1,), {})]
-
-    def test_cut_off_by_somebody_on_the_way(self):
-        """A signed call that did not leave whole may have run: its rest could be guessed."""
+    def test_lost(self):
+        """A call with such fields may have run, however it failed: somebody may have sent it on."""
 
         def cut(sock, *_):
             sock.recv(4096)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
 
         with peer(cut) as address:
-            for key in (SECRET_KEY, False):
-                with Friend('app1', address, secretKey=key, timeout=TIMEOUT) as friend:
+            for keys in (Signer(), Silent(), None):
+                with Friend('app1', address, secretKey=keys, timeout=TIMEOUT) as friend:
                     with pytest.raises(ConnectionLost) as caught:
                         friend.send('/echo', 'x' * 8000000)
-                assert caught.value.sent is bool(key)
+                assert caught.value.sent is (keys is not None)
 
-    @pytest.mark.parametrize('over', ['in process', 'listener'])
-    def test_keys_that_do_not_fit(self, over):
-        """Another key, or a key on one side only, gives an error that says so, and no value."""
-        signed, plain = signed_service(), make()
-        with serving(signed), serving(plain):
-            for service, key, kind, why, ran in (
-                (signed, False, Forbidden, f'the call is refused: {NOT_SIGNED}', []),
-                (signed, None, Forbidden, f'the call is refused: {NOT_SIGNED}', []),
-                (
-                    signed,
-                    OTHER_SECRET_KEY,
-                    BadReply,
-                    f'the reply is refused: {NOT_SIGNED}; it says 401: the call is refused: '
-                    'its signature does not hold: it is of another secretKey',
-                    [],
-                ),
-                (plain, SECRET_KEY, BadReply, f'the reply is refused: {NOT_SIGNED}', [((1,), {})]),
-            ):
-                address = service.address if over == 'listener' else service
-                with Friend('app1', address, secretKey=key, timeout=TIMEOUT) as friend:
-                    with pytest.raises(kind) as caught:
-                        friend.send('/echo', 1)
-                    where = address if over == 'listener' else 'app1 (in process)'
-                    assert str(caught.value) == f'/echo at {where}: {why}'
-                    assert caught.value.sent == (kind is BadReply)
-                assert service.ran == ran
-            friend = Friend('app1', plain, secretKey=SECRET_KEY)
-            with pytest.raises(BadReply, match='; it says 500: ValueError: why'):
-                friend.send('/fail', 'ValueError')
+    @pytest.mark.parametrize(
+        'wrong', ['a text', b'bytes', '', 7, True, [], {'a': 1}, object(), Signer, Half()]
+    )
+    def test_wrong(self, wrong):
+        """What cannot sign is refused, and not shown; the error says what to do."""
+        for use in (Microservice, lambda name, secretKey: Friend(name, 'x:1', None, secretKey)):
+            with pytest.raises(
+                TypeError, match='from a copy of examples/signed/signing.py'
+            ) as caught:
+                use('app1', secretKey=wrong)
+            assert 'text' not in str(caught.value)
 
-    def test_rotation(self):
-        """Keys are replaced one side after the other, without refusing a call."""
-        old, new = SECRET_KEY, OTHER_SECRET_KEY
-        for one, other in (
-            (old, [old, new]),
-            ([old, new], [old, new]),
-            ([new, old], [old, new]),
-            ([new, old], new),
-        ):
-            for service_key, friend_key in ((one, other), (other, one)):
-                service = make(secretKey=service_key)
-                assert Friend('app1', service, secretKey=friend_key).send('/echo', 1) == 1
-
-    def test_in_the_middle(self):
-        """A reply that is altered, or that is another call's, gives no value."""
-        service, recorded = make(secretKey=SECRET_KEY), []
-
-        def through(alter):
-            def script(sock, number, _):
-                asked = call_on(sock)
-                if asked:
-                    asked = asked.replace(b'\r\n\r\n', b'\r\nConnection: close\r\n\r\n', 1)
-                    got = raw(service, asked, end=False)
-                    recorded.append(got)
-                    sock.sendall(alter(got))
-
-            return script
-
-        def alter_status(got):
-            return got.replace(b' 200 ', b' 503 ', 1)
-
-        replies = [
-            (lambda got: got, 2),
-            (lambda got: got.replace(b'[2]', b'[3]'), None),
-            (lambda got: recorded[0], None),
-            (alter_status, None),
-            (lambda got: re.sub(b'\r\nSignature:[^\r]*', b'', got), None),
-            (lambda got: re.sub(b'nonce="[0-9a-f]*', b'nonce="x', got), None),
-            (lambda got: got.replace(b'\r\nSignature: ', b'\r\nSignature: x=:YQ==:, '), None),
-            (lambda got: response(b'[2]'), None),
-            (lambda got: response(b'{"detail": "nothing ran"}', '503 Service Unavailable'), None),
-            (lambda got: got.replace(b'\r\nSignature', b'\r\nX-More: 1\r\nsignature'), 2),
-        ]
-        with serving(service):
-            for number, (alter, value) in enumerate(replies):
-                with peer(through(alter)) as address, contextlib.ExitStack() as stack:
-                    how = {'secretKey': SECRET_KEY, 'timeout': TIMEOUT}
-                    # A second address: no call may be sent there.
-                    friend = stack.enter_context(Friend('app1', [address, 'localhost:1'], **how))
-                    if value is None:
-                        with pytest.raises(BadReply, match='the reply is refused: ') as caught:
-                            friend.send('/echo', 2)
-                        assert caught.value.sent
-                    else:
-                        assert friend.send('/echo', 2) == value
-                assert service.ran == [((2,), {})] * (number + 1)
-
-    def test_what_is_sent(self):
-        """The rule is signed without the prefix of the address, and each call anew."""
-        got = []
-        service = signed_service()  # first: it takes no call from before its start
-        with peer(answers(*[b'HTTP/1.1 404 Not Found\r\n\r\n'] * 2, got=got)) as address:
-            with Friend('app1', f'{address}/pre%20fix', secretKey=SECRET_KEY) as friend:
-                for _ in range(2):
-                    with pytest.raises(BadReply):
-                        friend.send('/hello world', 'Mr. Developer')
-        assert len(set(got)) == 2
-        for sent in got:
-            head, _, body = sent.partition(b'\r\n\r\n')
-            parsed = parse_request(head)
-            assert parsed.path == '/pre fix/hello world'
-            assert service.answer('POST', '/hello world', parsed.headers, body)[0] == 200
-
-    def test_heads_are_not_cached(self):
-        """The heads of signed messages, which never repeat, push no other out of the caches."""
-        with serving(make(secretKey=SECRET_KEY)) as service:
-            with Friend('app1', service.address, secretKey=SECRET_KEY) as friend:
-                before = signed_caches()
-                for number in range(5):
-                    assert friend.send('/echo', number) == number
-                assert signed_caches() == before
-
-    def test_at_stop(self, monkeypatch):
-        """A service that stops says so by a signed 503, so the friend calls the next address."""
-        service, other = make(secretKey=SECRET_KEY), make(secretKey=SECRET_KEY)
-        with serving(service), serving(other):
-            addresses = [service.address, other.address]
-            with Friend('app1', addresses, secretKey=SECRET_KEY, timeout=TIMEOUT) as friend:
-                handle = service._handle
-
-                def stop_and_handle(*call):
-                    return handle(*call[:-1], Busy('the service is stopping'))
-
-                monkeypatch.setattr(service, '_handle', stop_and_handle)
-                assert friend.send('/echo', 7) == 7
-                with Friend('app1', service.address, secretKey=SECRET_KEY) as alone:
-                    with pytest.raises(Busy, match='is stopping') as caught:
-                        alone.send('/echo', 7)
-                    assert not caught.value.sent
-        assert (service.ran, other.ran) == ([], [((7,), {})])
-
-    def test_threads(self):
-        """Threads share a signed friend, and no call is refused or taken twice."""
-        with serving(make(secretKey=SECRET_KEY)) as service:
-            with Friend('app1', service.address, secretKey=SECRET_KEY, timeout=TIMEOUT) as friend:
-                got = call_all(8, lambda number: [friend.send('/echo', number)] * 20)
-        assert got == [[number] * 20 for number in range(8)]
-
-    def test_clocks(self, at_noon):
-        """A clock that is wrong is told, with the difference, as what the service says."""
-        service = make(secretKey=SECRET_KEY)
-        friend = Friend('app1', service, secretKey=SECRET_KEY)
-        sign = friend._keys.sign
-        friend._keys.sign = lambda *parts: sign(*parts[:-1], NOW - 1000)
-        with pytest.raises(BadReply, match='it says 401: .* was signed 1000 s ago, and two clocks'):
-            friend.send('/echo', 1)
-        friend._keys.sign = lambda *parts: sign(*parts[:-1], NOW - 10)  # before it started
-        with pytest.raises(BadReply, match='it says 503: the call is from before the time'):
-            friend.send('/echo', 1)
-        assert service.ran == []
-
-    def test_never_shown(self, caplog):
-        """No log line, repr, error or reply holds the key."""
-        caplog.set_level(logging.DEBUG)
-        service, shown = make(secretKey=SECRET_KEY, debug=True), []
-        with serving(service):
-            for key in (SECRET_KEY, OTHER_SECRET_KEY):
-                with Friend('app1', service.address, secretKey=key, timeout=TIMEOUT) as friend:
-                    for rule in ('/fail', '/none', '/echo'):
-                        try:
-                            friend.send(rule, 'ValueError')
-                        except MicroconnectError as error:
-                            shown += [traceback.format_exc(), repr(vars(error)), repr(error)]
-                    for value in (friend, service):
-                        shown += [repr(value), pprint.pformat(value)]
-                        with pytest.raises(BadCall, match='has no JSON form') as caught:
-                            friend.send('/echo', value)
-                        shown += [str(caught.value)]
-        assert 'refused 401' in caplog.text and len(shown) > 20
-        assert not [
-            text
-            for text in (*shown, caplog.text)
-            if SECRET_KEY[:9] in text or OTHER_SECRET_KEY[:9] in text
-        ]
-
-    def test_cannot_be_set(self):
-        """A key is given when a service or a friend is made: setting it later is an error."""
-        service = make()
-        for one in (service, Friend('app1', service)):
+    def test_read_only(self):
+        """It is given when a service or a friend is made: setting it later is an error."""
+        for one in (make(), Friend('app1', 'x:1')):
             with pytest.raises(AttributeError):
-                one.secretKey = SECRET_KEY
-
-    def test_not_copied(self):
-        """What holds a key is not pickled."""
-        for one in (make(secretKey=SECRET_KEY)._keys, Friend('a', 'b:1', secretKey=SECRET_KEY)):
-            with pytest.raises(TypeError, match='is not copied'):
-                pickle.dumps(one)
-
-    def test_missing_key_of_a_friend(self, caplog):
-        """A friend whose key is None warns as it is made, for it believes anybody."""
-        Friend('bank', '127.0.0.1:1', secretKey=os.environ.get('MICROCONNECT_NO_SUCH_VARIABLE'))
-        assert [line.partition(':')[0] for line in caplog.messages] == [
-            'secretKey=None, so calls to bank are not signed'
-        ]
-        assert not Friend('bank', '127.0.0.1:1').within(5)._keys and len(caplog.messages) == 1
-
-    def test_missing_key(self, caplog):
-        """A key that is None, as of a variable that is not set, is warned of at start."""
-        for key, told in ((None, ['secretKey=None, so no call is signed']), (False, [])):
-            caplog.clear()
-            make(secretKey=key).start(port=0, host='127.0.0.1').stop()
-            assert [line.partition(':')[0] for line in caplog.messages] == told
+                one.secretKey = Signer()
 
     def test_not_open(self, caplog):
-        """A service with a key is not warned of as open to the network."""
-        make(secretKey=SECRET_KEY).start(port=0, host='0.0.0.0').stop()
+        """A service with one is not warned of as open to the network."""
+        make(secretKey=Signer()).start(port=0, host='0.0.0.0').stop()
         assert caplog.messages == []
-
-    def test_wrong_keys(self):
-        """Both sides refuse a key that can be guessed."""
-        for use in (Microservice, lambda name, secretKey: Friend(name, 'x:1', None, secretKey)):
-            with pytest.raises(ValueError, match='secretKey has 8 bytes, not 32'):
-                use('app1', secretKey='p4ssword')
-
-    def test_from_the_shell(self, monkeypatch, capsys):
-        """The commands sign by the key of the environment."""
-        with serving(make(secretKey=SECRET_KEY)) as service:
-            assert microconnect._shell(['send', service.address, '/echo', '7']) == 1
-            monkeypatch.setenv('MICROCONNECT_SECRET_KEY', SECRET_KEY)
-            assert microconnect._shell(['send', service.address, '/echo', '7']) == 0
-        assert capsys.readouterr().out == '7\n'
 
 
 class TestProxies:
@@ -8928,7 +7841,6 @@ class TestProxies:
                     friend.send('/echo')
         assert caught.value.sent is status.startswith('502')
 
-    @needs_clock
     def test_dripping_tunnel(self, proxies, tls_client):
         """A proxy that answers byte by byte has no more time than the call."""
         with peer(drip(b'HTTP/1.1 200 ', b'x')) as trap:
@@ -8943,15 +7855,14 @@ class TestProxies:
         several_addresses(monkeypatch)
         timeouts = []
 
-        class Recorder(Wrapped):
-            def sendall(self, data):
-                self.sock.sendall(data)
-                timeouts.append(self.sock.gettimeout())
+        def record(sock, data):
+            timeouts.append(sock.gettimeout())
+            socket.socket.sendall(sock, data)
 
         with peer(answers(response(b'', '403 Forbidden'))) as trap:
             proxies(trap)
             with monkeypatch.context() as patch:
-                connect_by(patch, Recorder)
+                patch.setattr(microconnect._Tunnel, 'sendall', record, raising=False)
                 with Friend('a', 'https://service.invalid', ssl_context=tls_client, timeout=9) as f:
                     with pytest.raises(Unreachable):
                         f.send('/echo')
@@ -9057,13 +7968,25 @@ class TestTls:
         with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
             with connect(service) as first, contextlib.ExitStack() as stack:
                 first.sendall(start)
-                until(lambda: len(waiting_connections_of(service)) == 1)
+                until(lambda: len(idle_connections_of(service)) == 1)
                 stack.enter_context(connect(service)).sendall(start)  # waits the shorter time
-                until(lambda: len(waiting_connections_of(service)) == 2)
+                until(lambda: len(idle_connections_of(service)) == 2)
                 with Friend('app1', by_name(service), ssl_context=tls_client) as friend:
                     assert friend.send('/echo', 1) == 1
                     assert receive(first) in (b'', TLS_ALERT)
                     assert friend.send('/echo', 2) == 2
+
+    def test_told_at_stop(self, tls_server, tls_client):
+        """A peer that waits at stop is told by a 408, under TLS too, that nothing was run."""
+        service = make()
+        with service.start(port=0, host='127.0.0.1', ssl_context=tls_server):
+            sock = tls_client.wrap_socket(connect(service), server_hostname='localhost')
+            with sock:
+                sock.sendall(request())
+                assert sock.recv(99)[:12] == b'HTTP/1.1 200'
+                until(lambda: len(idle_connections_of(service)) == 1)
+                service.stop()
+                assert b'HTTP/1.1 408' in receive(sock)
 
     @pytest.mark.parametrize('version', ['TLSv1_2', 'TLSv1_3'])
     def test_client_certificate(self, version, tls_server, tls_client, tmp_path, caplog):
@@ -9160,6 +8083,21 @@ class TestAsend:
 
         assert asyncio.run(main()) == [1, (1, 2), ()]
 
+    def test_context(self):
+        """A call sees the context variables of the code that makes it."""
+        user = contextvars.ContextVar('user', default='nobody')
+
+        class Telling(Friend):
+            def send(self, *args):
+                return super().send(*args, user.get())
+
+        async def main(name):
+            user.set(name)
+            return await friend.asend('/echo')
+
+        friend = Telling('app1', make())
+        assert [asyncio.run(main(name)) for name in ('Ann', 'Bob')] == ['Ann', 'Bob']
+
     def test_concurrent(self):
         """Calls made at once run at once: each one waits here for all the others."""
         barrier = threading.Barrier(30)
@@ -9238,8 +8176,8 @@ class TestAsend:
             before = threading.active_count()
             asyncio.run(main())
             service.release.set()
-            # One more thread may stay: that of the connection, which is kept.
-            until(lambda: threading.active_count() <= before + 1)
+            # Two more may stay: that of the connection, and the one that made the call.
+            until(lambda: threading.active_count() <= before + 2)
             assert friend.send('/echo', 1) == 1
 
     @pytest.mark.parametrize(
@@ -9286,7 +8224,7 @@ class TestAsend:
                 call.result(TIMEOUT)
         assert service.ran == []
 
-    def test_threads_are_used_again(self, service, monkeypatch):
+    def test_threads_are_used_again(self, service):
         """Calls one after the other need a thread or two, not one each, in several loops too."""
         used = set()
 
@@ -9299,7 +8237,7 @@ class TestAsend:
             for number in range(50):
                 assert await friend.asend('/echo', number) == number
 
-        rest_for(monkeypatch, TIMEOUT)
+        forget_idle_threads()
         with Noting('app1', service.address, timeout=TIMEOUT) as friend:
             for _ in range(3):
                 asyncio.run(main())
@@ -9318,39 +8256,6 @@ class TestAsend:
         with calling(service_of(nap)) as (_, friend):
             with soon():
                 assert asyncio.run(main()) == list(range(100))
-
-    def test_threads_end(self, service, friend, monkeypatch):
-        """Threads that are idle for a while end, and later calls get new ones."""
-
-        async def main(count):
-            return await asyncio.gather(*(friend.asend('/echo', i) for i in range(count)))
-
-        rest_for(monkeypatch, 0.02)
-        assert friend.send('/echo', 1) == 1
-        workers = set(threading.enumerate())
-        for count in (1, 20, 3):
-            assert asyncio.run(main(count)) == list(range(count))
-            friend.close()
-            until(lambda: not [one for one in set(threading.enumerate()) - workers if one.daemon])
-
-    def test_call_as_a_thread_ends(self, friend, monkeypatch):
-        """A call that comes just as an idle thread would end is not lost."""
-        loops, calls = [], []
-
-        def call_again():
-            if not calls:
-                calls.append(asyncio.run_coroutine_threadsafe(friend.asend('/echo', 2), loops[0]))
-                until(queue.qsize)
-
-        async def main():
-            loops.append(asyncio.get_running_loop())
-            assert await friend.asend('/echo', 1) == 1
-            await loops[0].run_in_executor(None, until, lambda: calls)
-            return await asyncio.wait_for(asyncio.wrap_future(calls[0]), TIMEOUT)
-
-        rest_for(monkeypatch, 0.02)
-        queue = before_a_thread_ends(call_again)
-        assert asyncio.run(main()) == 2
 
     def test_cancelled_calls_disturb_nobody(self):
         """Calls beside and after cancelled ones, also before they began, get their own replies."""
@@ -9433,7 +8338,7 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('send URL /lines', 1, '', 'microconnect: /lines at URL: ValueError: one two\n'),
     ('send URL /divide 7', 1, '', 'microconnect: /divide at URL: '),
     ('send URL /divid 7 2', 1, '', "microconnect: /divid at URL: no rule '/divid' here: did you"),
-    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo wants its token'),
+    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token'),
     ('--token s3cret-token URL /echo text', 0, '"text"', ''),
     ('--token s3cret-token URL /echo --raw text', 0, 'text', ''),
     ('--token s3cret-token URL /echo --raw ""', 0, '\n', ''),
@@ -9457,8 +8362,8 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('ping URL /echo', 2, '', 'usage: '),
     ('send URL /f --timeout soon', 2, '', 'usage: '),
     ('send URL /f --timeout 0', 2, '', 'microconnect: timeout is a number'),
-    ('ping URL --cacert missing.pem', 2, '', 'microconnect: --cacert missing.pem: '),
-    ('serve nothing.py', 2, '', 'usage: ... there is no file nothing.py'),
+    ('ping URL --cacert missing.pem', 2, '', 'usage: ... unrecognized arguments: --cacert'),
+    ('serve nothing.py', 2, '', 'usage: ... there is no module nothing in '),
     ('serve nothing:Micro', 2, '', 'usage: ... there is no module nothing in '),
     ('serve app1:echo', 2, '', 'usage: ... name one of app1:Micro'),
     ('serve app2.py', 2, '', 'usage: ... name one of app2.py:A, app2.py:B'),
@@ -9537,13 +8442,22 @@ class TestShell:
         assert microconnect._shell(['send', app.address, '/echo', '1']) == 0
         assert capsys.readouterr().out == '1\n'
 
-    def test_certificate(self, tls_service, tmp_path, capsys):
-        """--cacert says which certificate to trust."""
+    def test_certificate(self, tls_service, tmp_path, monkeypatch, capsys):
+        """SSL_CERT_FILE in the environment says which certificate to trust, as the error does."""
         (tmp_path / 'ca.pem').write_text(CERTIFICATE)
         words = ['send', by_name(tls_service), '/echo', '1']
         assert microconnect._shell(words) == 1
-        assert microconnect._shell([*words, '--cacert', str(tmp_path / 'ca.pem')]) == 0
+        assert 'SSL_CERT_FILE' in capsys.readouterr().err
+        monkeypatch.setenv('SSL_CERT_FILE', str(tmp_path / 'ca.pem'))
+        assert microconnect._shell(words) == 0
         assert capsys.readouterr().out == '1\n'
+
+    def test_no_standard_input(self, app, monkeypatch, capsys):
+        """Where there is no standard input, - stands for an empty text."""
+        monkeypatch.setattr(sys, 'stdin', None)
+        words = ['send', app.address, '/echo', '-', '--token', SECRET]
+        assert microconnect._shell(words) == 0
+        assert capsys.readouterr().out == '""\n'
 
     @needs_signals
     @pytest.mark.parametrize('target', ['app1:Micro', 'app1.py', 'app1.py:Micro'])
@@ -9609,6 +8523,12 @@ class TestShell:
         assert printed.startswith('usage: ')
         assert (' send http://127.0.0.1:5000 /helloworld' in printed) == (words == ['--help'])
 
+    def test_version(self, capsys):
+        """--version tells the version."""
+        with pytest.raises(SystemExit) as caught:
+            microconnect._shell(['--version'])
+        assert (caught.value.code, capsys.readouterr().out) == (0, f'{microconnect.__version__}\n')
+
 
 # ------------------------------------------------------------------------------------------- module
 
@@ -9630,7 +8550,7 @@ friend = Friend('app1', sys.argv[1])
 print(friend.send('/echo', 1), Friend('local', Micro).send('/echo', 1), friend.ping())
 friend.close()
 print(*(thread.name for thread in threading.enumerate()))
-print(*{'asyncio', 'concurrent.futures', 'multiprocessing', 'logging'} & set(sys.modules))
+print(*{'asyncio', 'concurrent.futures', 'multiprocessing'} & set(sys.modules))
 """
 
 VENDORED = """
@@ -9682,8 +8602,8 @@ class TestModule:
         assert run(IMPORTED, *HEAVY.split(), options=('-S', '-I')) == (0, ['1'], '')
 
     def test_light_use(self, service):
-        """A friend, and a service in process, start no thread but the clock, and no event loop."""
-        expected = ['1', '1', 'True', 'MainThread', 'microconnect-clock']
+        """A friend, and a service in process, start no thread, and no event loop."""
+        expected = ['1', '1', 'True', 'MainThread']
         assert run(AT_REST, service.address, options=('-S', '-I')) == (0, expected, '')
 
     def test_threads(self, friend):
@@ -9802,7 +8722,7 @@ EXPLORED = [  # rule, what its fields hold, the token, what is seen: a part of e
         '/secret',
         {},
         '',
-        ['401 Unauthorized', 'wants its token', 'Fill in its token', ''],
+        ['401 Unauthorized', 'needs a token', 'Fill in its token', ''],
     ),
     (
         '/secret',
@@ -9986,14 +8906,14 @@ def newcomer(monkeypatch, proxies, tls_service):
 
     At NOBODY and 80 nobody listens, and AIRPLAY is the macOS program that takes port 5000.
     """
-    connect = socket.create_connection
+    connect = socket.socket.connect
 
-    def connect_but_to_80(address, *args):
+    def connect_but_to_80(sock, address):
         if address[1] == 80:
             raise OSError(errno.ECONNREFUSED, REFUSED)
-        return connect(address, *args)
+        connect(sock, address)
 
-    monkeypatch.setattr(socket, 'create_connection', connect_but_to_80)
+    monkeypatch.setattr(socket.socket, 'connect', connect_but_to_80)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     service = holding(Microservice('app1'))
     service.typing('/helloworld')(helloworld)
@@ -10092,7 +9012,7 @@ FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY
         "Friend('app1', 'https://127.0.0.1:PORT').send('/helloworld', 'you')",
         Unreachable,
         '/helloworld at https://127.0.0.1:PORT: cannot connect to 127.0.0.1:PORT: WHY; '
-        'does it serve https, with a certificate that ssl_context trusts?',
+        'does it serve https, with a certificate that ssl_context or SSL_CERT_FILE trusts?',
     ),
     (
         "Friend('app1', 'http://127.0.0.1:HTTPS').send('/helloworld', 'you')",
@@ -10138,12 +9058,12 @@ FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY
     (
         "aFriend.send('/secret')",
         Forbidden,
-        "/secret at http://127.0.0.1:PORT: /secret wants its token: setRule('/secret', token=...)",
+        "/secret at http://127.0.0.1:PORT: /secret needs a token: setRule('/secret', token=...)",
     ),
     (
         f"aFriend.token = '{SECRET}2'\naFriend.send('/secret')",
         Forbidden,
-        '/secret at http://127.0.0.1:PORT: /secret was given a wrong token: '
+        '/secret at http://127.0.0.1:PORT: /secret got a wrong token: '
         "setRule('/secret', token=...)",
     ),
     (
