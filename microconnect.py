@@ -68,6 +68,7 @@ form.  There is no discovery, no queue and no broker.  A call in progress holds 
 
 from __future__ import annotations
 
+import _thread
 import base64
 import builtins
 import collections
@@ -103,7 +104,7 @@ from http.client import HTTPConnection, HTTPException  # as they are now: test t
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
 if TYPE_CHECKING:
     import ssl
-    from typing import Any, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, TypeVar
+    from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = tuple[tuple[str, str], ...]
@@ -327,7 +328,9 @@ _OUTAGES: dict[int, type[MicroconnectError]] = {  # as a proxy or router between
 }
 _MOST_TEXT = 10_000  # characters of an error's text
 _OTHER_PROGRAM = ': is another program on that port?'
-_PROBLEM = (('Content-Type', 'application/problem+json'),)
+# No cache may keep a reply: it would not see that the next caller has no token.
+_NO_STORE = ('Cache-Control', 'no-store')
+_PROBLEM = (('Content-Type', 'application/problem+json'), _NO_STORE)
 
 
 def _over_max_body(what: str, limit: int) -> TooLarge:
@@ -356,6 +359,25 @@ def _traceback_of(error: BaseException) -> str:
         return ''.join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception as failure:  # a SyntaxError with odd arguments fails, for one
         return f'it cannot be formatted: {_text_of(failure)}'
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Empty the frames of this file, and of the standard library under it: they hold tokens.
+
+    Many tools show the variables of a traceback.  The frames of a user's functions keep theirs.
+    """
+    while error is not None:
+        trace, is_under = error.__traceback__, False
+        while trace is not None:
+            name = trace.tb_frame.f_globals.get('__name__', '')
+            is_under = is_under or name == __name__
+            if is_under and (
+                name == __name__ or name.partition('.')[0] in ('http', 'socket', 'ssl')
+            ):
+                with contextlib.suppress(RuntimeError):  # it is still running
+                    trace.tb_frame.clear()
+            trace = trace.tb_next
+        error = error.__context__
 
 
 def _description(error: BaseException) -> dict[str, str]:
@@ -921,7 +943,8 @@ _FIELDS = rb'((?:\r\n' + _FIELD + rb')*)'
 _REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])'
 _STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?'
 _BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
-_PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
+# Browsers send the last four as they are, though RFC 3986 would have them encoded.
+_PATH = rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@/|^\[\]-]|%[0-9A-Fa-f]{2})*"
 _NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
 _HOST = rb'(?:\[[0-9A-Fa-f:.]+\]|' + _NAME + rb')(?::[0-9]*)?'
 _AUTHORITY = rb'(?:[Hh][Tt][Tt][Pp][Ss]?://(?=[^/?:])' + _HOST + rb')?'
@@ -989,7 +1012,8 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
     if coding != 'identity':
         fault = 'the reply is compressed, though nobody asked for that'
     known = (f'{k.title()}: {headers[k][:200]}' for k in ('server', 'location') if k in headers)
-    return _ReplyHead(int(status), length, seconds, fault, ', '.join(known), headers)
+    server = _printable(', '.join(known))
+    return _ReplyHead(int(status), length, seconds, fault, server, headers)
 
 
 def _malformed(head: bytes) -> BadCall:
@@ -1217,6 +1241,7 @@ def _quoted(rule: str) -> str:
 # The bodies: a call, and the values returned.
 
 _JSON = (('Content-Type', 'application/json'),)
+_REPLY = (*_JSON, _NO_STORE)
 _CHALLENGE = (('WWW-Authenticate', 'Token realm="microconnect"'),)
 
 
@@ -1287,6 +1312,7 @@ class _TimedSocket:
         self.sock = sock
         self.deadline = 0.0  # of whoever reads
         self.seconds = math.inf  # its timeout
+        self.moved_at = 0.0  # when bytes of a large message moved
         self.recv: Callable[[int], bytes] = sock.recv
         # Neither TLS nor gevent nor Windows lets anybody write to the descriptor itself.
         self.is_plain = type(sock).__module__ == 'socket' and os.name == 'posix'
@@ -1320,8 +1346,11 @@ class _TimedSocket:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self.allow(seconds)
-            self.sock.sendall(memoryview(data)[sent:])
+            view, until = memoryview(data), _clock.now() + seconds
+            while sent < len(data):
+                self.moved_at = _clock.now()
+                self.allow(until - self.moved_at)
+                sent += self.sock.send(view[sent : sent + _PIECE])
 
     def shutdown(self, directions: int) -> None:
         with contextlib.suppress(OSError):
@@ -1562,6 +1591,7 @@ class _Address:
             ask = (
                 'does it serve https, with a certificate that ssl_context or SSL_CERT_FILE trusts?'
             )
+        why = _printable(why)  # perhaps a proxy's words
         raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}')
 
 
@@ -1778,18 +1808,24 @@ class Friend(_Guarded):
         tokens = self._tokens
         token = self._rule_tokens.by_rule.get(path) or tokens.by_rule.get(path) or tokens.default
         token = token[0] if type(token) is tuple else token
+        body: Any = b''
         try:
             body = b'{"args":%b,"kwargs":%b,"token":%b}' % (
                 _encode(args, 'args'),
                 _encode(kwargs, 'kwargs') if kwargs else b'{}',
                 _encode(token, 'token') if token else b'null',
             )
+            if len(body) > self.max_body:
+                too_large = _over_max_body(f'the call of {len(body)} bytes', self.max_body)
+                raise too_large.with_call(path, self._where)
+            return self._call(path, self._settings.get(path, _NO_SETTING), body)
         except (_NoForm, _BadForm) as error:
             raise BadCall(str(error)).with_call(path, self._where) from None
-        if len(body) > self.max_body:
-            too_large = _over_max_body(f'the call of {len(body)} bytes', self.max_body)
-            raise too_large.with_call(path, self._where)
-        return self._call(path, self._settings.get(path, _NO_SETTING), body)
+        except BaseException as error:
+            _clear_frames(error)
+            raise
+        finally:
+            token = body = None  # a traceback shows what this frame holds
 
     async def asend(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
@@ -1891,7 +1927,8 @@ class Friend(_Guarded):
                 failures.append(error)
             now = _clock.now()
             address.skip_until = now + _REST
-            _log('info', '%s rests for %.0f s: %s', address.address, _REST, failures[-1])
+            why = _printable(str(failures[-1]))
+            _log('info', '%s rests for %.0f s: %s', address.address, _REST, why)
         kind = Busy if any(isinstance(error, Busy) for error in failures) else Unreachable
         why = 'no address accepted the call: ' + '; '.join(map(str, failures))
         raise kind(why).with_call(rule, self._where)
@@ -2017,7 +2054,7 @@ class _Rules(_Guarded):
             a KeyboardInterrupt or SystemExit in the main thread, where signals raise them.
         """
         head = _RequestHead(method, path, _joined(headers.items()))
-        return self._handle(head, body, caller)  # type: ignore[no-any-return]
+        return self._handle(head, body, caller)
 
     async def aanswer(
         self, method: str, path: str, headers: Fields, body: bytes = b'', caller: str = ''
@@ -2026,96 +2063,102 @@ class _Rules(_Guarded):
         import asyncio
         import inspect
 
+        loop, begun = asyncio.get_running_loop(), _clock.now()
         head = _RequestHead(method, path, _joined(headers.items()))
-        rule: Any = self._rules.get(path)
-        is_call = rule is not None and method in rule.methods
-        runs_plain = is_call and not inspect.iscoroutinefunction(rule.function)
-        if runs_plain or len(body) > _LARGE:  # to check and decode a large body takes long, too
-            run: Any = contextvars.copy_context().run
-            handle = functools.partial(self._handle, head, body, caller, on_loop=not runs_plain)
-            given = await asyncio.get_running_loop().run_in_executor(None, run, handle)
+        if len(body) > _LARGE:  # to check and decode it takes long
+            admitted = await loop.run_in_executor(None, self._admit, head, body, None)
         else:
-            given = self._handle(head, body, caller, on_loop=True)
-        return await given if asyncio.iscoroutine(given) else given  # type: ignore[no-any-return]
+            admitted = self._admit(head, body, None)
+        rule, args, kwargs, proof, answer = admitted
+        if answer is None and inspect.iscoroutinefunction(rule.function):
+            answer = await self._run_async(rule, args, kwargs)
+            return self._finish(answer, caller, head, begun, proof)
+        if answer is None and rule.methods:  # neither a refusal nor a builtin rule: it may block
+            run: Any = contextvars.copy_context().run
+            call = functools.partial(run, self._handle, head, body, caller, admitted=admitted)
+            return await loop.run_in_executor(None, call)
+        return self._handle(head, body, caller, admitted=admitted)
 
     def _handle(
-        self, head: _RequestHead, body: bytes, caller: str, busy: Any = None, on_loop: bool = False
-    ) -> Any:
-        """`answer`, for header names in lower case; *busy* is why nothing is run.
+        self, head: _RequestHead, body: bytes, caller: str, busy: Any = None, admitted: Any = None
+    ) -> Answer:
+        """`answer`, for header names in lower case; all hosts end here.
 
-        All hosts end here.  *on_loop* an async rule gives a coroutine that gives the answer.
+        *busy* is why nothing is run, and *admitted* what `_admit` gave, if it was asked before.
         """
-        proof, args, kwargs, begun = None, [], {}, _clock.now()  # type: Any, list[Any], Any, float
-        try:
-            # A page adds its fields to a signed call unseen: so this refusal comes first, unsigned.
-            if 'origin' in head.headers or 'sec-fetch-site' in head.headers:
-                _check_browser(head.headers, self._origins)
-            rule = None if head.method == 'POST' else self._builtin_rule(head)
-            if rule is None and len(body) > self.max_body:  # perhaps it was not read whole
-                raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
-            if rule is None and self._signer is not None:
-                proof = self._signer.check_call(head.method, head.path, head.headers, body)
-            if busy:
-                raise busy
-            if rule is None:
-                rule, args, kwargs = self._check_call(head, body)
-        except Exception as error:
-            return self._finish(_refusal(error), caller, head, begun, proof)
-        try:
-            # A context of its own: what a call sets must not reach the connection's next one.
-            context, function = contextvars.copy_context(), rule.function
-            if kwargs:  # PyPy's `run` has parameters whose names the keywords may have
-                function = functools.partial(function, **kwargs)
-            value = context.run(function, *args)
-            # A plain callable may return a coroutine, too.  `isinstance` with an abstract class is
-            # slow, so the usual types are told apart first: that is worth 3 % of a call.
-            if type(value) not in _NATIVE and isinstance(value, abc.Awaitable):
-                if on_loop:
-                    return self._await(rule, value, args, kwargs, caller, head, begun, proof)
-                answer = self._result_of(self._await(rule, value, args, kwargs), value, context)
-            else:
+        begun = _clock.now()
+        admitted = admitted or self._admit(head, body, busy)
+        rule, args, kwargs, proof, answer = admitted  # type: Any, Any, Any, Any, Any
+        if answer is None:
+            try:
+                # A context of its own: what a call sets must not reach the connection's next one.
+                context, function = contextvars.copy_context(), rule.function
+                if kwargs:  # PyPy's `run` has parameters whose names the keywords may have
+                    function = functools.partial(function, **kwargs)
+                value = context.run(function, *args)
+                # A plain callable may return a coroutine, too.  `isinstance` with an abstract class
+                # is slow, so the usual types are told apart first: that is worth 3 % of a call.
+                if type(value) not in _NATIVE and isinstance(value, abc.Awaitable):
+                    value = context.run(self._result_of, value)
                 answer = context.run(self._reply_with, value)
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
-                raise
-            answer = self._raised(rule, error, args, kwargs)
+            except BaseException as error:
+                if isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread():
+                    raise
+                answer = self._raised(rule, error, args, kwargs)
         is_told = self.debug or self._logger.isEnabledFor(_DEBUG)
         if is_told or proof is not None or self._origins or answer[0] != 200:
             return self._finish(answer, caller, head, begun, proof)
-        return answer  # most calls: nothing to say of them, nothing to add
+        return answer  # type: ignore[no-any-return]  # most calls: nothing to say or to add
 
-    def _check_call(self, head: _RequestHead, body: bytes) -> tuple[_Rule, list[Any], Any]:
-        """Check a call; MicroconnectError refuses it: until here nothing has run."""
-        method, path = head.method, head.path
-        rule = self._rules.get(path)
-        if rule is None or method not in rule.methods:
-            raise _no_rule(method, path, self._rules, self._open_rules())
-        kind = head.headers.get('content-type', '')
-        if (body or method != 'GET') and not _is_json(kind):
-            raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
-        token = self._token_of(path)
-        if len(body) <= _LARGE:
-            args, kwargs = _parse_call(path, body, token)
-            return rule, args, kwargs
+    def _admit(self, head: _RequestHead, body: bytes, busy: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Ask whether a request may run, each question once, in this order.
+
+        Gives rule, args, kwargs, the signer's proof, and None; or the refusal in place of None.
+        """
+        method, path, headers = head.method, head.path, head.headers
+        proof, rule = None, self._rules.get(path)
         try:
+            # A page adds its fields to a signed call unseen: so this refusal comes first, unsigned.
+            if 'origin' in headers or 'sec-fetch-site' in headers:
+                _check_browser(headers, self._origins)
+            builtin = None if method == 'POST' else self._builtin_rule(head, rule)
+            if not builtin and len(body) > self.max_body:  # perhaps it was not read whole
+                raise _over_max_body(f'the body of {len(body)} bytes', self.max_body)
+            if not builtin and self._signer is not None:
+                proof = self._signer.check_call(method, path, headers, body)
+            if busy:
+                raise busy
+            if builtin:
+                return builtin, [], {}, None, None
+            if rule is None or method not in rule.methods:
+                raise _no_rule(method, path, self._rules, self._open_rules())
+            kind = headers.get('content-type', '')
+            if (body or method != 'GET') and not _is_json(kind):
+                raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
+            tokens = self._tokens  # the token given last counts, as in _token_of
+            token = tokens.by_rule.get(path) or self._rule_tokens.by_rule[path] or tokens.default
+            if len(body) <= _LARGE:
+                args, kwargs = _parse_call(path, body, token)
+                return rule, args, kwargs, proof, None
             # What a stranger sent is dropped before the next large body is decoded.
             with _large_body(_PATIENCE):
                 args, kwargs = _parse_call(path, body, token)
+            return rule, args, kwargs, proof, None
         except socket.timeout as error:
-            raise Busy(f'{error}; try again later') from None
-        return rule, args, kwargs
+            return None, [], {}, proof, _refusal(Busy(f'{error}; try again later'))
+        except Exception as error:
+            return None, [], {}, proof, _refusal(error)
 
     def _token_of(self, path: str) -> Token:
         """The token that guards a rule; the one given last counts."""
         tokens = self._tokens
         return tokens.by_rule.get(path) or self._rule_tokens.by_rule.get(path) or tokens.default
 
-    def _builtin_rule(self, head: _RequestHead) -> _Rule | None:
-        """What needs neither token nor signature: the name of the service, where no rule answers
+    def _builtin_rule(self, head: _RequestHead, rule: _Rule | None) -> _Rule | None:
+        """What needs neither token nor signature: the name of the service, where no *rule* answers
         GET /, and what a browser asks before a page of an allowed origin calls."""
-        rule, headers = self._rules.get(head.path), head.headers
-        is_preflight = head.method == 'OPTIONS' and 'access-control-request-method' in headers
-        if is_preflight and headers.get('origin') in self._origins:
+        is_preflight = head.method == 'OPTIONS' and 'access-control-request-method' in head.headers
+        if is_preflight and head.headers.get('origin') in self._origins:
             return _Rule(head.path, lambda: None, ())
         is_ping = head.path == '/' and head.method in ('GET', 'HEAD')
         if is_ping and not (rule and head.method in rule.methods):
@@ -2134,7 +2177,7 @@ class _Rules(_Guarded):
         body = _encode(value if type(value) is tuple else (value,), 'reply')
         if len(body) > self.max_body:
             raise _BadForm(str(_over_max_body(f'the reply of {len(body)} bytes', self.max_body)))
-        return 200, _JSON, body
+        return 200, _REPLY, body
 
     def _raised(self, rule: _Rule, error: BaseException, args: Any, kwargs: Any) -> Answer:
         """The answer that tells what the function raised, or that it could not be called."""
@@ -2142,24 +2185,38 @@ class _Rules(_Guarded):
         if isinstance(error, TypeError) and _is_misfit(error, rule.function, args, kwargs):
             return _refusal(BadArguments(str(error)))
         trace = error.__traceback__
-        while trace and trace.tb_frame.f_globals is globals():
+        while trace and trace.tb_frame.f_globals['__name__'] in (
+            __name__,
+            'concurrent.futures._base',
+        ):
             trace = trace.tb_next  # our own frames tell nothing, and hold the token
         error.__traceback__ = trace
         slot = _caught.get()
         if slot:
             slot[0] = error
         members = _description(error)
-        detail = text = f'{members["type"]}: {members["message"]}'
+        text = f'{members["type"]}: {members["message"]}'
+        info: Any = None
         if not isinstance(error, (_NoForm, _BadForm)):  # the path in the value says it all
-            text = _traceback_of(error)
-        is_long = len(text) > 2 * _MOST_TEXT
-        info = None if is_long or text is detail else (type(error), error, trace)
-        _log(
-            'error', '%s raised%s', rule.path, '' if info else f': {_bounded(text)}', exc_info=info
-        )
+            text, info = _traceback_of(error), (type(error), error, trace)
+        if len(text) > 2 * _MOST_TEXT:
+            info = None
+        more = '' if info else f': {self._masked(_bounded(text))}'
+        _log('error', '%s raised%s', rule.path, more, exc_info=info)
         if self.debug:
             members['traceback'] = _bounded(text)
+        members = {name: self._masked(text) for name, text in members.items()}
+        detail = f'{members["type"]}: {members["message"]}'
         return 500, _PROBLEM, _problem(500, detail, exception=members)
+
+    def _masked(self, text: str) -> str:
+        """*text* without the tokens of this service."""
+        for tokens in (self._tokens, self._rule_tokens):
+            token: Any
+            for token in (tokens.default, *tokens.by_rule.values()):
+                for one in (token,) if isinstance(token, str) else token or ():
+                    text = text.replace(one, '***')
+        return text
 
     def _finish(
         self, answer: Answer, caller: str, head: Any = _NO_HEAD, begun: float = 0, proof: Any = None
@@ -2179,8 +2236,11 @@ class _Rules(_Guarded):
             fields += (('Vary', 'Origin'),)
             if head.headers.get('origin') in self._origins:
                 fields += (('Access-Control-Allow-Origin', head.headers['origin']),)
+                fields += (('Access-Control-Expose-Headers', '*'),)
                 if 'access-control-request-method' in head.headers:
-                    fields += _PREFLIGHT
+                    asked = head.headers.get('access-control-request-headers', '')
+                    names = re.findall(_TOKEN.decode(), asked) or ['Content-Type']
+                    fields += (*_PREFLIGHT, ('Access-Control-Allow-Headers', ', '.join(names)))
         return status, fields, body
 
     def _log_call(self, status: int, body: bytes, path: str, caller: str, begun: float) -> None:
@@ -2198,36 +2258,39 @@ class _Rules(_Guarded):
         if self.debug:
             _say(f'{self.name}: {line}', sys.stderr)
 
-    async def _await(self, rule: Any, value: Any, args: Any, kwargs: Any, *request: Any) -> Answer:
-        """The answer of an async rule; where there is a *request*, it is finished, too."""
+    async def _run_async(self, rule: _Rule, args: Any, kwargs: Any) -> Answer:
+        """Run an async rule on the loop of whoever hosts the service."""
         import asyncio
 
         before = _async_service.get()
         _async_service.set(self)
         try:
-            answer = self._reply_with(await value)
+            return self._reply_with(await rule.function(*args, **kwargs))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            answer = self._raised(rule, error, args, kwargs)
+            return self._raised(rule, error, args, kwargs)
         finally:
             _async_service.set(before)
-        return self._finish(answer, *request) if request else answer
 
-    def _result_of(self, coroutine: Coroutine[Any, Any, Answer], value: Any, context: Any) -> Any:
-        """Run *coroutine*, which awaits *value*, on the loop of async rules; give its result."""
+    def _result_of(self, awaitable: Any) -> Any:
+        """Await it on the loop of async rules, and give its result."""
         import asyncio
 
+        async def wait() -> Any:
+            return await awaitable
+
+        coroutine = wait()
         try:
             if _async_service.get() is not None and _is_loop_running():
                 raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
             with _process_lock('loop'):
                 self._loop = _loop_of(os.getpid())
-            context.run(_async_service.set, self)
-            future = context.run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
+            _async_service.set(self)  # in the context of this call, which its task inherits
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except Exception:
             coroutine.close()  # or Python warns that nobody awaited them
-            getattr(value, 'close', int)()
+            getattr(awaitable, 'close', int)()
             raise
         try:
             return future.result()
@@ -2317,7 +2380,6 @@ _ORIGIN = (
 )
 _PREFLIGHT = (  # what a page of an allowed origin may send, for an hour (Fetch standard)
     ('Access-Control-Allow-Methods', ', '.join(_METHODS)),
-    ('Access-Control-Allow-Headers', 'Content-Type'),
     ('Access-Control-Max-Age', '3600'),
 )
 
@@ -2482,7 +2544,8 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
 # 5. What is left is cut, in both directions; the calls and tasks of async rules are cancelled.
 
 _BLOCK = 1 << 18  # bytes that have to move within read_timeout
-_HELD = 64 << 20  # bytes of unfinished requests at once, if max_body is not larger
+_HELD = 64 << 20  # bytes of requests and large replies at once, if max_body is not larger
+_STALL = 2.0  # seconds without a byte: who holds much and stalls makes room for others
 _LINGER = 2.0  # seconds; nginx's lingering_timeout is 5: here a thread waits
 _LAST_WORDS = 0.1  # seconds that a refused peer has at stop to take its 408 or 503
 _TLS_ALERT = b'\x15\x03\x01\x00\x02\x02\x0a'  # fatal: unexpected message (RFC 8446, 6)
@@ -2509,7 +2572,7 @@ class _Connection:
         self.is_ended = False  # reads no more requests; set by any thread
         self.idle_since = _clock.now()
         self.count = 0  # bytes that have come since the deadline was set
-        self.held = 0  # bytes of the body that is being answered
+        self.held = 0  # bytes of the body that is being answered, or of a large reply
         # Spread, so that the connections of a burst do not all come back at once.
         self.retire_at = _clock.now() + micro.max_age * (1 - os.urandom(1)[0] / 2550)
 
@@ -2619,7 +2682,8 @@ class _Connection:
             raise Busy(why, status=408, was_idle=is_idle)
         self.count += len(data)
         if len(reader.buffer) + len(data) + len(reader.content) > _PIECE:
-            self.listener.check_room()
+            self.timed.moved_at = _clock.now()
+            self.listener.wait_for_room()
         return data
 
     def _serve_request(self, head: _RequestHead) -> bool:
@@ -2647,9 +2711,20 @@ class _Connection:
         start = b'%bContent-Length: %d\r\n\r\n%b' % (head, length, body[:_PIECE])
         timed.sendall(start, seconds)
         if len(body) > _PIECE:  # a copy of a large body would cost as much memory again
-            view = memoryview(body)
+            self.held, timed.moved_at, view = len(body), _clock.now(), memoryview(body)
+            self.listener.make_room()  # never refuse a reply: its function has run
             for at in range(_PIECE, len(body), _BLOCK):
                 timed.sendall(view[at : at + _BLOCK], seconds)
+            self.held = 0
+
+    def is_idle(self) -> bool:
+        """Whether it waits for a request; one whose thread did not begin soon never will."""
+        is_dead = self.state == 'new' and _clock.now() > self.idle_since + _STALL
+        return (self.state == 'idle' or is_dead) and not self.is_ended
+
+    def holds(self) -> int:
+        """How many bytes of requests and large replies it holds."""
+        return self.held + len(self.reader.buffer) + len(self.reader.content)
 
     def is_awaited(self, last: float) -> bool:
         """Whether a listener that stops still waits for it: for a call longer than until *last*."""
@@ -2783,30 +2858,53 @@ class _Listener(http.server.ThreadingHTTPServer):
             self.handle_request()
         return self.socket in ready
 
-    def check_room(self) -> None:
-        """Refuse one more block of a request if all of them hold too much already."""
+    def make_room(self) -> bool:
+        """Whether there is room for more bytes; else end the connection that stalled the longest.
+
+        Unfinished requests come before replies, and none is ended whose bytes move.
+        """
         everyone = self.connections.copy()
-        held = sum(one.held + len(one.reader.buffer) + len(one.reader.content) for one in everyone)
-        if held > max(_HELD, 2 * self.micro.max_body):
-            raise Busy('too many large requests at once; try again later')
+        if sum(one.holds() for one in everyone) <= max(_HELD, 2 * self.micro.max_body):
+            return True
+        since = _clock.now() - _STALL
+        stalled = [one for one in everyone if one.holds() > _PIECE and one.timed.moved_at < since]
+        waiting = [one for one in stalled if one.state != 'answering' and not one.is_ended]
+        for one in sorted(waiting or stalled, key=lambda one: one.timed.moved_at)[:1]:
+            one.end(socket.SHUT_RD if waiting else socket.SHUT_RDWR)
+        return False
+
+    def wait_for_room(self) -> None:
+        """Wait for room for one more block of a request; Busy if there is none in time."""
+        until = _clock.now() + 2 * _STALL
+        while not self.make_room():
+            if _clock.now() > until:
+                raise Busy('too many large requests at once; try again later')
+            time.sleep(0.02)
 
     def _evict_idle(self) -> bool:
         """Close the connection that is idle the longest; False if none is idle."""
-        idle = [one for one in self.connections.copy() if one.state == 'idle' and not one.is_ended]
+        idle = [one for one in self.connections.copy() if one.is_idle()]
         if idle:
-            min(idle, key=lambda one: one.idle_since).end()
+            oldest = min(idle, key=lambda one: one.idle_since)
+            oldest.end()
+            if oldest.thread is None:  # it will never serve
+                self.shutdown_request(oldest)
         return bool(idle)
 
     def get_request(self) -> Any:
         try:
             with _accepting:
                 sock, address = super().get_request()
-                return _Connection(self, sock, address), address
-        except OSError as error:
+                try:
+                    return _Connection(self, sock, address), address
+                except BaseException:
+                    sock.close()
+                    raise
+        except (OSError, MemoryError) as error:
             if not isinstance(error, BlockingIOError):  # mostly: no descriptor is left
                 self._evict_idle()
                 time.sleep(0.01)
-            raise
+            raise OSError('no connection could be accepted') from None
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a newcomer in a thread of its own, or tell it that there is none."""
@@ -2814,14 +2912,23 @@ class _Listener(http.server.ThreadingHTTPServer):
         try:
             if len(self.connections) > self.micro.max_connections and not self._evict_idle():
                 raise RuntimeError('every connection is busy')
-            super().process_request(request, client_address)
+            work = functools.partial(self.process_request_thread, request, client_address)
+            thread = threading.Thread(target=work, daemon=True)
+            # Thread.start waits for the birth of the thread, which may never come (CPython 140746):
+            # so another thread waits for it, not the one that accepts.
+            _thread.start_new_thread(self._begin, (thread, request))
         except (RuntimeError, MemoryError):  # or the system has no thread left
-            self._evict_idle()  # for the next one
             self._reject(request)
-            self.shutdown_request(request)
+
+    def _begin(self, thread: threading.Thread, request: _Connection) -> None:
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            self._reject(request)
 
     def _reject(self, request: _Connection) -> None:
         """Refuse a newcomer, without waiting for it."""
+        self._evict_idle()  # for the next one
         sock = request.timed.sock
         with contextlib.suppress(OSError):
             if self.ssl_context is None:
@@ -2830,6 +2937,7 @@ class _Listener(http.server.ThreadingHTTPServer):
                 request._send(*answer, keep=False)
             sock.setblocking(False)
             sock.recv(_BLOCK)
+        self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         request.serve()
@@ -2922,7 +3030,8 @@ class Microservice(_Rules):
         max_head (int): bytes of a request's head, default 32 KiB: four times what nginx takes.
         read_timeout (float): seconds, default 20 as Apache's mod_reqtimeout: for a connection's
             first word, for a head, and for each 256 KiB of a body or of taking a reply.
-        idle_timeout (float): seconds between requests, default 60; told to clients.
+        idle_timeout (float): seconds between requests, default 75: longer than the 60 of the usual
+            balancer, so that it closes first; told to clients.
         max_connections (int): default 1,000, a thread each.  At the limit the longest idle one
             makes room; if all are busy the newcomer is answered 503.
         max_age (float): seconds, default 300, after which a connection is closed with a reply, so
@@ -2946,7 +3055,7 @@ class Microservice(_Rules):
         max_body: int = 8 << 20,
         max_head: int = 32 << 10,
         read_timeout: float = 20,
-        idle_timeout: float = 60,
+        idle_timeout: float = 75,
         max_connections: int = 1000,
         max_age: float = 300,
     ) -> None:
