@@ -141,9 +141,12 @@ def _find_logger() -> Any:
     return logging.getLogger('microconnect')
 
 
-def _log(level: str, message: str, *args: Any, **more: Any) -> None:
+def _log(level: str, pattern: str, *args: Any, exc_info: Any = None, **facts: Any) -> None:
+    """Log, with the facts of a call as fields of the record; each record has all of them."""
+    extra = {**dict.fromkeys(('rule', 'status', 'milliseconds', 'caller')), **facts}
     with contextlib.suppress(Exception):  # a failing handler must not cost the caller the answer
-        getattr(_find_logger(), level)(message, *args, **more)
+        log = getattr(_find_logger(), level)
+        log(pattern, *args, exc_info=exc_info, extra=extra, stacklevel=2)
 
 
 def _count(number: int, noun: str) -> str:
@@ -391,7 +394,11 @@ def _description(error: BaseException) -> dict[str, str]:
     base = next(kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
     if isinstance(error, (_NoForm, _BadForm)):
         name = base
-    return {'type': name, 'base': base, 'message': message}
+    told = {'type': name, 'base': base, 'message': message}
+    if isinstance(error, OSError) and error.errno:  # by its name: the numbers of systems differ
+        told['errno'] = errno.errorcode.get(error.errno, '')
+        told['strerror'] = _bounded(str(error.strerror))
+    return told
 
 
 def _problem(status: int, detail: str, **members: Any) -> bytes:
@@ -428,7 +435,7 @@ def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> Microcon
         detail, ask = f'something{where} answered {status}, without saying why', _OTHER_PROGRAM
     if status == 500:
         told = members.get('exception')
-        names = ('type', 'base', 'message', 'traceback')
+        names = ('type', 'base', 'message', 'traceback', 'errno', 'strerror')
         facts = {name: told.get(name) for name in names} if isinstance(told, dict) else {}
         facts = {name: str(fact) for name, fact in facts.items() if fact is not None}
         return _remote_error(detail + ask, facts, reply.cause)
@@ -448,6 +455,9 @@ def _remote_error(message: str, facts: dict[str, Any], cause: Any = None) -> Rem
     base = facts.get('base', '')
     kind = _remote_error_class(base) if base in vars(builtins) else RemoteError
     error = kind(message, **facts)
+    if isinstance(error, OSError):  # the number of this system; None where it has none
+        numbers = {name: number for number, name in errno.errorcode.items()}
+        error.errno, error.strerror = numbers.get(facts.get('errno', '')), facts.get('strerror')
     if cause is None and error.traceback:
         cause = _RemoteTraceback(f'\n"""\n{error.traceback}"""')
     if cause is not None:  # None would hide what the caller is handling
@@ -472,16 +482,22 @@ def _remote_error_class(name: str) -> type[RemoteError]:
 
 _UNSET = 'is an environment variable not set?'
 _METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS')
+_OWN_FIELDS = (  # header fields that a call or its signer sets
+    'host', 'content-length', 'content-type', 'transfer-encoding', 'connection', 'keep-alive', 'te',
+    'trailer', 'upgrade', 'expect', 'content-digest', 'signature-input', 'signature',
+)  # fmt: skip
 
 
-def _checked_number(name: str, value: Any, kind: Any = int, most: float = 1 << 32) -> Any:
-    if isinstance(value, (int, kind)) and 0 < value <= most:
+def _checked_number(name: str, value: Any, most: int = 1 << 32) -> Any:
+    if isinstance(value, int) and 0 < value <= most:
         return value
-    raise ValueError(f'{name} is a number ({kind.__name__}) above 0 to {most:.0f}, not {value!r}')
+    raise ValueError(f'{name} is a number (int) above 0 to {most}, not {value!r}')
 
 
 def _checked_seconds(name: str, value: Any) -> Any:
-    return _checked_number(name, value, float, threading.TIMEOUT_MAX)  # on Windows 49 days
+    if isinstance(value, (int, float)) and 0 < value <= threading.TIMEOUT_MAX:  # Windows: 49 days
+        return value
+    raise ValueError(f'{name} is a number of seconds above 0, not {value!r}: each call has a limit')
 
 
 def _checked_context(ssl_context: Any, side: str) -> Any:
@@ -497,6 +513,19 @@ def _path_of(rule: Any) -> str:
     if not isinstance(rule, str) or not rule:
         raise TypeError(f"a rule is a string such as '/helloworld', not {rule!r}")
     return rule if rule.startswith('/') else '/' + rule
+
+
+def _checked_headers(headers: Any) -> Headers:
+    """A friend's own header fields; an error does not show their values."""
+    fields = tuple(dict(headers or {}).items())
+    for name, value in fields:
+        if not (isinstance(name, str) and re.fullmatch(_FIELD, f'{name}:'.encode())):
+            raise ValueError(f'{name!r} is no name of a header field (RFC 9110, 5.1)')
+        if not isinstance(value, str) or not re.fullmatch(r'[\t\x20-\x7e\x80-\xff]*', value):
+            raise ValueError(f'the header {name} has to be text without control characters')
+        if name.lower() in _OWN_FIELDS:
+            raise ValueError(f'the header {name} is set by each call itself')
+    return fields
 
 
 def _netloc(host: str, port: int) -> str:
@@ -626,6 +655,8 @@ def _checked_signer(signer: Any) -> Any:
     names = ('sign_call', 'check_call', 'sign_reply', 'check_reply')
     if signer is None or signer is False or all(hasattr(type(signer), name) for name in names):
         return None if signer is False else signer
+    if isinstance(signer, abc.Mapping):  # what microservices_connector has in this place
+        raise TypeError("a method is set by setRule('/rule', method=...); here stands secretKey")
     where = 'examples/signed/signing.py (`pip download --no-binary :all: microconnect` has it)'
     raise TypeError(f"write secretKey=Keys('...'), from a copy of {where}")
 
@@ -1258,8 +1289,8 @@ def _parse_call(path: str, body: bytes, wanted: Token) -> tuple[list[Any], dict[
         raise BadCall('args has to be an array, and kwargs an object')
     if wanted and not _same_token(token, wanted):
         del call, args, kwargs  # the error must not keep them
-        why = 'needs a token' if token is None else 'got a wrong token'
-        raise Forbidden(f"{path} {why}: setRule('{path}', token=...)", headers=_CHALLENGE)
+        why = 'needs a token, and none was given' if token is None else 'got a wrong token'
+        raise Forbidden(f'{path} {why}', headers=_CHALLENGE)
     return args, kwargs
 
 
@@ -1491,7 +1522,7 @@ def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
 class _Address:
     """One address of a service, with its idle connections, and when it last failed."""
 
-    def __init__(self, address: str, ssl_context: ssl.SSLContext | None, max_body: int) -> None:
+    def __init__(self, address: str, ssl_context: Any, max_body: int, headers: Headers) -> None:
         self.address = address
         self.max_body = max_body
         self.scheme, self.host, self.port, base = _parse_address(address)
@@ -1505,7 +1536,9 @@ class _Address:
         self.netloc = _netloc(self.host.partition('%')[0], self.port)
         self.proxy: Any = _proxy_for(self.scheme, self.host, self.netloc)
         self.via = f'the proxy {_netloc(*self.proxy[:2])}' if self.proxy else ''
-        fields = (('Host', self.netloc), ('User-Agent', f'microconnect/{__version__}'))
+        fields: Headers = (('Host', self.netloc), *headers)
+        if 'user-agent' not in [name.lower() for name, _ in headers]:
+            fields += (('User-Agent', f'microconnect/{__version__}'),)
         if self.proxy and self.scheme == 'http':
             base, fields = f'http://{self.netloc}{base}', fields + self.proxy.headers
         head = functools.partial(_request_head, base, fields)
@@ -1584,15 +1617,16 @@ class _Address:
             is_tls = getattr(error, 'library', None) == 'SSL'
             why = str(getattr(error, 'strerror', None) or error)
             why = 'no answer in time' if isinstance(error, socket.timeout) else why
+            is_named = not isinstance(error, (socket.gaierror, UnicodeError))
         # After the except clause: the context of the error would keep the socket open.
         ask = 'is it running on that port? The default of a service is 5000'
         if is_tls:  # without the place in the source of Python
             why = re.sub(r'\[.*?\] | \(_ssl\.c.*\)', '', why)
-            ask = (
-                'does it serve https, with a certificate that ssl_context or SSL_CERT_FILE trusts?'
-            )
-        why = _printable(why)  # perhaps a proxy's words
-        raise Unreachable(f'cannot connect to {self.via or self.netloc}: {why}; {ask}')
+            ask = 'does it serve https, by a certificate that ssl_context or SSL_CERT_FILE trusts?'
+        elif self.proxy or not is_named:
+            ask = f'is {"the proxy of the environment" if self.proxy else "the name"} right?'
+        where = self.via or self.netloc
+        raise Unreachable(f'cannot connect to {where}: {_printable(why)}; {ask}')
 
 
 def _dial(deadline: float, is_tunnel: Any, place: tuple[str, int], *more: Any) -> socket.socket:
@@ -1636,9 +1670,9 @@ _caught: Any = contextvars.ContextVar('microconnect.caught', default=None)
 class _InProcess:
     """A service of this process as an address: encoded, checked and decoded as ever."""
 
-    def __init__(self, micro: Microservice) -> None:
+    def __init__(self, micro: Microservice, headers: Headers) -> None:
         getattr(micro, '_warn_once', bool)()
-        self.micro = micro
+        self.micro, self.fields = micro, headers + _JSON
         self.address = f'{micro.name} (in process)'
         self.skip_until = 0.0
 
@@ -1649,7 +1683,8 @@ class _InProcess:
         slot: list[Any] = [None]
         before = _caught.set(slot)
         try:
-            status, headers, data = self.micro.answer(method, rule, dict(_JSON + fields), body)
+            given = dict(self.fields + fields)
+            status, headers, data = self.micro.answer(method, rule, given, body)
         finally:
             _caught.reset(before)
             cause = slot.pop()  # a task or thread that outlives the call keeps its context
@@ -1713,10 +1748,11 @@ class Friend(_Guarded):
             examples/signed; see `_checked_signer`.  Only replies that are signed are believed.
         timeout (float): seconds for a whole call, connecting included, default 60.
         ssl_context: for https, and only that; default: ssl.create_default_context().
+        headers (dict): name -> value, sent with each call, such as an API key for a gateway.
         max_body (int): bytes of a request's or reply's body, default 8 MiB.
 
     Raises:
-        TypeError, ValueError: for what cannot be an address, a token or a timeout.
+        TypeError, ValueError: for what cannot be an address, a token, a header or a timeout.
     """
 
     def __init__(
@@ -1728,6 +1764,7 @@ class Friend(_Guarded):
         *,
         timeout: float = 60,
         ssl_context: ssl.SSLContext | None = None,
+        headers: Mapping[str, str] | None = None,
         max_body: int = 8 << 20,
     ) -> None:
         if isinstance(address, str) and '://' in str(name) and '://' not in address:
@@ -1741,10 +1778,11 @@ class Friend(_Guarded):
         several = address if isinstance(address, (list, tuple)) else (address,)
         if not several:
             raise ValueError('address is an empty list: give at least one')
+        fields = _checked_headers(headers)
         self._addresses: list[Any] = [  # a service may be of another copy of this module
-            _InProcess(one)
+            _InProcess(one, fields)
             if hasattr(type(one), 'aanswer')
-            else _Address(one, ssl_context, max_body)
+            else _Address(one, ssl_context, max_body, fields)
             for one in several
         ]
         self._where = ', '.join(one.address for one in self._addresses)
@@ -1921,6 +1959,8 @@ class Friend(_Guarded):
             except MicroconnectError as error:
                 if isinstance(error, CallTimeout):
                     error.args = (str(error).replace('in time', f'within timeout={seconds:g} s'),)
+                if isinstance(error, BadArguments) and "'timeout'" in str(error):
+                    error.args = (f'{error} (within(5).send(...) sets the seconds of a call)',)
                 error.with_call(rule, address.address)
                 if not _may_be_sent_again(error) or len(addresses) == 1:
                     raise
@@ -2202,7 +2242,7 @@ class _Rules(_Guarded):
         if len(text) > 2 * _MOST_TEXT:
             info = None
         more = '' if info else f': {self._masked(_bounded(text))}'
-        _log('error', '%s raised%s', rule.path, more, exc_info=info)
+        _log('error', '%s raised%s', rule.path, more, exc_info=info, rule=rule.path, status=500)
         if self.debug:
             members['traceback'] = _bounded(text)
         members = {name: self._masked(text) for name, text in members.items()}
@@ -2248,15 +2288,16 @@ class _Rules(_Guarded):
         is_refusal = status not in (200, 500)
         rule = path.partition('?')[0][:200]
         spent = 1000 * (_clock.now() - begun) if begun else 0.0
-        line = f'{"refused" if is_refusal else "answered"} {status}: {rule!r}'
-        line += f' from {caller!r}' if caller else ''
-        line += f' in {spent:.1f} ms'
+        pattern, args = f'{"refused" if is_refusal else "answered"} %s: %r', [status, rule]
+        if caller:
+            pattern, args = f'{pattern} from %r', [*args, caller]
+        pattern, args = f'{pattern} in %.1f ms', [*args, spent]
         if is_refusal:
-            line += f': {_decode(body)["detail"]!r}'
+            pattern, args = f'{pattern}: %r', [*args, _decode(body)['detail']]
         facts = {'rule': rule, 'status': status, 'milliseconds': spent, 'caller': caller}
-        _log('info' if is_refusal else 'debug', '%s', line, extra=facts)
+        _log('info' if is_refusal else 'debug', pattern, *args, **facts)
         if self.debug:
-            _say(f'{self.name}: {line}', sys.stderr)
+            _say(f'{self.name}: {pattern % tuple(args)}', sys.stderr)
 
     async def _run_async(self, rule: _Rule, args: Any, kwargs: Any) -> Answer:
         """Run an async rule on the loop of whoever hosts the service."""
@@ -2333,15 +2374,12 @@ def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[st
 
 def _check_not_in_class(function: Any) -> None:
     """Refuse a method in the body of its class: a call would have no object to go with it."""
-    function = getattr(function, '__wrapped__', function)  # of a decorator
-    if not isinstance(function, types.FunctionType):
-        return
-    owner, _, name = function.__qualname__.rpartition('.')
-    code = function.__code__
-    is_method = code.co_varnames[: code.co_argcount][:1] in (('self',), ('cls',))
-    if owner and is_method and not owner.endswith('<locals>'):
-        advice = f"register it bound: Micro.typing('/{name}')(obj.{name})"
-        raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
+    if isinstance(function, types.FunctionType):
+        owner, _, name = function.__qualname__.rpartition('.')
+        is_method = function.__code__.co_varnames[:1] in (('self',), ('cls',))
+        if is_method and owner and not owner.endswith('<locals>'):
+            advice = f"register it bound: Micro.typing('/{name}')(obj.{name})"
+            raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
 
 
 def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[str]) -> UnknownRule:
@@ -2567,7 +2605,7 @@ class _Connection:
         self.reader = _Reader(self._receive, _parse_request_head, _REQUEST_LINE, micro.max_head)
         self.thread: threading.Thread | None = None
         # 'new', 'idle' until the first bytes of a request, 'reading' it, 'answering' once it is
-        # whole, or 'refusing' it, since nothing was run; at last 'closing'.
+        # whole, 'sending' the reply; or 'refusing' it, since nothing was run; at last 'closing'.
         self.state = 'new'
         self.is_ended = False  # reads no more requests; set by any thread
         self.idle_since = _clock.now()
@@ -2598,7 +2636,7 @@ class _Connection:
         except MicroconnectError as error:
             self._refuse(error, head)
         except MemoryError as error:
-            if self.state != 'answering':  # else the function may have run
+            if self.state not in ('answering', 'sending'):  # else the function may have run
                 self._refuse(error, head)
         except OSError:
             pass  # the peer is gone, or was too slow to take its reply
@@ -2638,7 +2676,8 @@ class _Connection:
         """
         self.is_ended = True
         is_cut = directions == socket.SHUT_RDWR
-        if is_cut or (self.state not in ('answering', 'refusing') and _LOOK == _LONGEST):
+        is_busy = self.state in ('answering', 'sending', 'refusing')
+        if is_cut or not (is_busy or _LOOK < _LONGEST):
             with _accepting:  # nobody may be closing the descriptor meanwhile
                 self.timed.shutdown(directions)
 
@@ -2696,7 +2735,7 @@ class _Connection:
         self.state, self.held = 'answering', len(body)
         busy = Busy('the service is stopping') if self.listener.stop_by else None
         status, headers, reply = micro._handle(head, body, self.caller, busy)
-        self.held = 0
+        self.held, self.state = 0, 'sending'
         keep = head.keep_alive and not self.is_ended and busy is None
         keep = keep and _clock.now() < self.retire_at
         self._send(status, headers, reply, keep)
@@ -2718,9 +2757,7 @@ class _Connection:
             self.held = 0
 
     def is_idle(self) -> bool:
-        """Whether it waits for a request; one whose thread did not begin soon never will."""
-        is_dead = self.state == 'new' and _clock.now() > self.idle_since + _STALL
-        return (self.state == 'idle' or is_dead) and not self.is_ended
+        return self.state in ('new', 'idle') and not self.is_ended
 
     def holds(self) -> int:
         """How many bytes of requests and large replies it holds."""
@@ -2728,7 +2765,7 @@ class _Connection:
 
     def is_awaited(self, last: float) -> bool:
         """Whether a listener that stops still waits for it: for a call longer than until *last*."""
-        until = self.listener.stop_by if self.state == 'answering' else last
+        until = self.listener.stop_by if self.state in ('answering', 'sending') else last
         return until is not None and _clock.now() < until
 
     def _refuse(self, error: MicroconnectError | MemoryError, head: _RequestHead | None) -> None:
@@ -2868,8 +2905,9 @@ class _Listener(http.server.ThreadingHTTPServer):
             return True
         since = _clock.now() - _STALL
         stalled = [one for one in everyone if one.holds() > _PIECE and one.timed.moved_at < since]
-        waiting = [one for one in stalled if one.state != 'answering' and not one.is_ended]
-        for one in sorted(waiting or stalled, key=lambda one: one.timed.moved_at)[:1]:
+        waiting = [one for one in stalled if one.state == 'reading' and not one.is_ended]
+        stalled = waiting or [one for one in stalled if one.state == 'sending']
+        for one in sorted(stalled, key=lambda one: one.timed.moved_at)[:1]:
             one.end(socket.SHUT_RD if waiting else socket.SHUT_RDWR)
         return False
 
@@ -2887,8 +2925,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         if idle:
             oldest = min(idle, key=lambda one: one.idle_since)
             oldest.end()
-            if oldest.thread is None:  # it will never serve
-                self.shutdown_request(oldest)
+            if oldest.state == 'new' and _clock.now() > oldest.idle_since + _STALL:
+                self.shutdown_request(oldest)  # its thread never began
         return bool(idle)
 
     def get_request(self) -> Any:
@@ -2908,10 +2946,10 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a newcomer in a thread of its own, or tell it that there is none."""
-        self.connections.add(request)
         try:
-            if len(self.connections) > self.micro.max_connections and not self._evict_idle():
+            if len(self.connections) >= self.micro.max_connections and not self._evict_idle():
                 raise RuntimeError('every connection is busy')
+            self.connections.add(request)
             work = functools.partial(self.process_request_thread, request, client_address)
             thread = threading.Thread(target=work, daemon=True)
             # Thread.start waits for the birth of the thread, which may never come (CPython 140746):
@@ -2948,7 +2986,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _log('exception', 'a connection failed')
+        _log('error', 'a connection failed', exc_info=True)
 
 
 def _check_place(host: Any, port: Any) -> None:
@@ -3068,6 +3106,7 @@ class Microservice(_Rules):
         self.max_connections = _checked_number('max_connections', max_connections)
         self.max_age = _checked_seconds('max_age', max_age)
         self._listener: _Listener | None = None
+        self._how: Any = None  # it was started
         self._has_warned = False
 
     def __repr__(self) -> str:
@@ -3160,14 +3199,18 @@ class Microservice(_Rules):
         _checked_context(ssl_context, 'SERVER')
         where = (self.host if host is None else host, self.port if port is None else port)
         _check_place(*where)
+        how = (where, debug, ssl_context, reuse_port)
         older = _served.get((self.name, where))
         if older and older is not self and hasattr(sys, 'ps1'):
             older.stop()  # the cell was run again; no other name is left for that service
         with _process_lock('start and stop'):
             if self._serving():
+                if hasattr(sys, 'ps1') and how == self._how:  # the cell was run again
+                    return self
                 text = f'{self.name} serves already, at {self.address}: call stop() first'
                 raise RuntimeError(text)
             self._listener = listener = _listen(self, where, ssl_context, reuse_port)
+            self._how = how
             self.debug = self.debug if debug is None else debug
             try:
                 self._warn(listener.server_name)
@@ -3262,16 +3305,22 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
     options, more = parser.parse_known_args(arguments)
     # argparse ends the arguments of a call at the first option; what follows belongs to them.
     if more and (options.run is not _send or any(re.match('-[^0-9]', word) for word in more)):
-        parser.error(f'unrecognized arguments: {" ".join(more)}')
+        ask = '; write -- before words that begin with -' if options.run is _send else ''
+        parser.error(f'unrecognized arguments: {" ".join(more)}{ask}')
     if options.run is _serve:  # not below: what the module raises is shown with its traceback
         options.target = _load_service(options.target, parser.error)
     try:
         options.more = more
         options.run(options)
+        if sys.stdout:
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         return 130  # as a shell counts a SIGINT
     except (MicroconnectError, OSError, TypeError, ValueError) as error:
+        if type(error) is BrokenPipeError:  # nobody reads the output: let Python flush it nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         text = str(error)
         if isinstance(error, Forbidden):
             text += '; a token is given by --token, and the shell signs nothing'
@@ -3306,8 +3355,10 @@ def _command_line() -> Any:
         told = 'default: $MICROCONNECT_TOKEN, which ps does not show'
         option('--token', default=os.environ.get('MICROCONNECT_TOKEN') or None, help=told)
         option('--timeout', type=float, default=60, metavar='SECONDS', help='default: 60')
+        option('--header', action='append', default=[], help="such as 'X-Api-Key: ...'")
     send('rule', metavar='/rule')
     send('arguments', metavar='ARG|key=ARG', nargs='*')
+    send('--method', help='the HTTP method, default: POST')
     send('--raw', action='store_true', help='print a text as it is, not as JSON')
     ping('--wait', type=float, metavar='SECONDS', help='wait until it answers')
     return parser
@@ -3343,12 +3394,15 @@ def _load_service(target: str, fail: Callable[[str], Any]) -> Any:
 
 
 def _friend(options: Any) -> Friend:
-    return Friend('', options.target, options.token, timeout=options.timeout)
+    parts = [header.partition(':') for header in options.header]
+    headers = {name: value.strip() for name, _, value in parts}
+    return Friend('', options.target, options.token, timeout=options.timeout, headers=headers)
 
 
 def _argument(text: str) -> Any:
     if text == '-':
-        text = sys.stdin.read().rstrip('\n') if sys.stdin else ''
+        text = sys.stdin.read().rstrip('\n') if sys.stdin and not sys.stdin.closed else ''
+    text = {'True': 'true', 'False': 'false', 'None': 'null'}.get(text, text)
     try:
         return _decode(text.encode())
     except ValueError:
@@ -3360,17 +3414,22 @@ def _send(options: Any) -> None:
     kwargs: dict[str, Any] = {}
     for word in options.arguments + options.more:
         found = re.fullmatch(r'([^\W\d]\w*)=(.*)', word, re.S)
+        if found and found.group(1) in kwargs:
+            raise ValueError(f'{found.group(1)} is given twice')
         if found:
             kwargs[found.group(1)] = _argument(found.group(2))
         else:
             args.append(_argument(word))
     with _friend(options) as friend:
+        friend.setRule(options.rule, method=options.method)
         value = friend.send(options.rule, *args, **kwargs)
     coding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     text = value
     if not (options.raw and isinstance(value, str)):
         text = json.dumps(value, ensure_ascii=not coding.lower().startswith('utf'))
-    print(text.encode(coding, 'backslashreplace').decode(coding))  # a lone surrogate by its escape
+        # What a terminal would obey, and a lone surrogate, by its escape.
+        text = ''.join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    print(text.encode(coding, 'backslashreplace').decode(coding))
 
 
 def _list_rules(options: Any) -> None:
@@ -3381,7 +3440,8 @@ def _list_rules(options: Any) -> None:
             advice = "Micro.typing('/rules')(Micro.rules) in the service publishes them"
             raise BadReply(f'{options.target} does not tell its rules: {advice}') from None
     try:
-        width = max((len(rule + facts['signature']) for rule, facts in told.items()), default=0)
+        widths = [len(rule + facts['signature']) for rule, facts in told.items()]
+        width = min(max(widths, default=0), 60)
         for rule, facts in told.items():
             notes = ['[token]'] if facts['token'] else []
             notes += [f'[{", ".join(facts["methods"])}]'] if facts['methods'] != ['POST'] else []
