@@ -315,6 +315,12 @@ class _RemoteTraceback(Exception):
     """The cause of a RemoteError: Python prints it, and so the traceback that a service sent."""
 
 
+class _Raised(bytes):
+    """The body of a reply, with the exception that it tells of: in process it is the cause."""
+
+    cause: BaseException | None = None
+
+
 _ERRORS: dict[int, type[MicroconnectError]] = {
     **dict.fromkeys((400, 411, 414, 415, 417, 505), BadCall),
     **dict.fromkeys((401, 403), Forbidden),
@@ -323,7 +329,8 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
     **dict.fromkeys((413, 431), TooLarge),
     422: BadArguments,
 }
-_OUTAGES: dict[int, type[MicroconnectError]] = {  # as a proxy or router between the two says
+# What a proxy or router between the two says.
+_OUTAGES: dict[int, type[MicroconnectError]] = {
     408: CallTimeout,
     502: ConnectionLost,
     503: Busy,
@@ -369,18 +376,16 @@ def _clear_frames(error: BaseException | None) -> None:
 
     Many tools show the variables of a traceback.  The frames of a user's functions keep theirs.
     """
-    while error is not None:
-        trace, is_under = error.__traceback__, False
-        while trace is not None:
+    for _ in range(9):  # the error, what it replaced, and so on
+        trace, is_under = error.__traceback__ if error else None, False
+        while trace:
             name = trace.tb_frame.f_globals.get('__name__', '')
             is_under = is_under or name == __name__
-            if is_under and (
-                name == __name__ or name.partition('.')[0] in ('http', 'socket', 'ssl')
-            ):
+            if is_under and name in (__name__, 'http.client', 'socket', 'ssl'):
                 with contextlib.suppress(RuntimeError):  # it is still running
                     trace.tb_frame.clear()
             trace = trace.tb_next
-        error = error.__context__
+        error = error.__context__ if error else None
 
 
 def _description(error: BaseException) -> dict[str, str]:
@@ -438,7 +443,7 @@ def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> Microcon
         names = ('type', 'base', 'message', 'traceback', 'errno', 'strerror')
         facts = {name: told.get(name) for name in names} if isinstance(told, dict) else {}
         facts = {name: str(fact) for name, fact in facts.items() if fact is not None}
-        return _remote_error(detail + ask, facts, reply.cause)
+        return _remote_error(detail + ask, facts, getattr(body, 'cause', None))
     # Routers answer 408 and 503, too, some after they have handed the call on: only the problem
     # details of a service say that nothing ran.
     is_ours = _media_type(reply.headers.get('content-type', '')) == _PROBLEM[0][1]
@@ -987,10 +992,7 @@ _RequestHead = collections.namedtuple(
     '_RequestHead', 'method path headers length keep_alive expects', defaults=(0, False, False)
 )
 _NO_HEAD = _RequestHead('', '', {})
-# `cause` is the exception itself, for pytest and pdb, from a service of this process.
-_ReplyHead = collections.namedtuple(
-    '_ReplyHead', 'status length keep_alive fault server headers cause', defaults=(None,)
-)
+_ReplyHead = collections.namedtuple('_ReplyHead', 'status length keep_alive fault server headers')
 
 
 # A peer repeats its heads, and to parse one costs as much as the rest of a call.
@@ -1663,10 +1665,6 @@ class _Tunnel(socket.socket):
         return super().recv_into(*args)
 
 
-# An in-process friend puts a list here; the service stores the exception of the call in it.
-_caught: Any = contextvars.ContextVar('microconnect.caught', default=None)
-
-
 class _InProcess:
     """A service of this process as an address: encoded, checked and decoded as ever."""
 
@@ -1680,15 +1678,9 @@ class _InProcess:
         self, signer: Any, method: str, rule: str, body: bytes, deadline: float, connect_by: float
     ) -> Any:
         fields: Headers = () if signer is None else tuple(signer.sign_call(method, rule, body))
-        slot: list[Any] = [None]
-        before = _caught.set(slot)
-        try:
-            given = dict(self.fields + fields)
-            status, headers, data = self.micro.answer(method, rule, given, body)
-        finally:
-            _caught.reset(before)
-            cause = slot.pop()  # a task or thread that outlives the call keeps its context
-        reply = _ReplyHead(status, len(data), 0.0, '', '', _joined(headers), cause)
+        given = dict(self.fields + fields)
+        status, headers, data = self.micro.answer(method, rule, given, body)
+        reply = _ReplyHead(status, len(data), 0.0, '', '', _joined(headers))
         if signer is not None:
             signer.check_reply(fields, status, reply.headers, data)
         return _returned(reply, data, deadline)
@@ -2231,9 +2223,6 @@ class _Rules(_Guarded):
         ):
             trace = trace.tb_next  # our own frames tell nothing, and hold the token
         error.__traceback__ = trace
-        slot = _caught.get()
-        if slot:
-            slot[0] = error
         members = _description(error)
         text = f'{members["type"]}: {members["message"]}'
         info: Any = None
@@ -2247,7 +2236,9 @@ class _Rules(_Guarded):
             members['traceback'] = _bounded(text)
         members = {name: self._masked(text) for name, text in members.items()}
         detail = f'{members["type"]}: {members["message"]}'
-        return 500, _PROBLEM, _problem(500, detail, exception=members)
+        body = _Raised(_problem(500, detail, exception=members))
+        body.cause = error
+        return 500, _PROBLEM, body
 
     def _masked(self, text: str) -> str:
         """*text* without the tokens of this service."""
@@ -2462,11 +2453,9 @@ _async_service: Any = contextvars.ContextVar('microconnect.async_service', defau
 def _is_loop_running() -> bool:
     import asyncio
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    with contextlib.suppress(RuntimeError):
+        return bool(asyncio.get_running_loop())
+    return False
 
 
 @functools.lru_cache(maxsize=1)
@@ -2520,7 +2509,7 @@ def _wsgi(service: _Rules, environ: dict[str, Any], start_response: Any) -> list
     status, fields, reply = answer
     fields += (('Content-Length', str(len(reply))),)
     start_response(f'{status} {http.HTTPStatus(status).phrase}', list(fields))
-    return [] if method == 'HEAD' else [reply]
+    return [] if method == 'HEAD' else [bytes(reply)]
 
 
 def _wsgi_body(environ: Mapping[str, Any], limit: int) -> bytes:
@@ -2566,7 +2555,7 @@ async def _asgi(service: _Rules, scope: Any, receive: Any, send: Any) -> None:
     fields += (('Content-Length', str(len(reply))),)
     raw = [(name.lower().encode(), value.encode('latin-1')) for name, value in fields]
     await send({'type': 'http.response.start', 'status': status, 'headers': raw})
-    await send({'type': 'http.response.body', 'body': b'' if method == 'HEAD' else reply})
+    await send({'type': 'http.response.body', 'body': b'' if method == 'HEAD' else bytes(reply)})
 
 
 # ----------------------------------------------------------------------------------------- listener
