@@ -275,17 +275,14 @@ PARAMETER_SETS = [
         PARAMETERS.replace('hmac-sha256', one)
         for one in ('hmac-sha512', 'ed25519', 'none', 'HMAC-SHA256')
     ),
-    *(
-        PARAMETERS + one
-        for one in (';tag="x"', ';expires=9999999999', ';sf', ';nonce="m"', ';', ' ')
-    ),
+    *(PARAMETERS + one for one in (';tag=x', ';expires=0', ';sf', ';nonce="m"', ';', ' ')),
     PARAMETERS.replace('keyid', 'Keyid'),
     ' ' + PARAMETERS,
     '',
 ]
 
 NOT_SIGNED = 'it is not signed; both sides need the same secretKey'
-HOLDS_NOT, NOT_INPUT = 'its signature does not hold: ', 'its Signature-Input is not label='
+HOLDS_NOT, NOT_INPUT = 'its signature does not hold: ', 'its Signature-Input '
 # What is altered of a signed call, and why it is refused.
 ALTERED_CALLS = [
     ('body', 'its body is not the one', [have(body=BODY + b' '), have(body=b''), have(body=REPLY)]),
@@ -368,16 +365,12 @@ ALTERED_CALLS = [
     ('parameters', NOT_INPUT, [resigned(parameters=one) for one in PARAMETER_SETS]),
     (
         'digest, signed',
-        'its body is not the one of its Content-Digest',
+        'its Content-Digest',
         [
             both(put('content-digest', one), resigned())
             for one in (
                 *(REPLY_DIGEST, CALL_DIGEST.lower(), CALL_DIGEST.upper(), CALL_DIGEST[:-1], ''),
-                *(
-                    f'{CALL_DIGEST}, {CALL_DIGEST}',
-                    f'{CALL_DIGEST}, sha-512=:YQ==:',
-                    CALL_DIGEST + ';a',
-                ),
+                *(f'{CALL_DIGEST}, {CALL_DIGEST}', CALL_DIGEST + ';a'),
                 *('sha-256=', 'sha-512=:YQ==:', 'md5=:YQ==:', CALL_DIGEST.replace('-', ''), 'é'),
             )
         ],
@@ -709,16 +702,16 @@ class TestNonces:
     def test_fork(self, monkeypatch):
         """A forked process takes nothing from before its first call: others may have taken it."""
         nonces = signing._Nonces(NOW - 400)
-        nonces.spend(NOW - 9, 'n', NOW)
+        nonces.spend(NOW - 9, 'n', NOW, NOW)
         monkeypatch.setattr(os, 'getpid', lambda: -1)
         with pytest.raises(Busy):
-            nonces.spend(NOW - 1, 'm', NOW)
-        nonces.spend(NOW, 'm', NOW + 1)
+            nonces.spend(NOW - 1, 'm', NOW, NOW)
+        nonces.spend(NOW, 'm', NOW + 1, NOW + 1)
 
     def test_fork_while_locked(self, monkeypatch):
         """A forked process does not wait for a lock that a thread of its parent held."""
         nonces, held, release = signing._Nonces(NOW), threading.Event(), threading.Event()
-        nonces.spend(NOW, 'n', NOW)
+        nonces.spend(NOW, 'n', NOW, NOW)
 
         def hold(lock):
             with lock:
@@ -730,7 +723,7 @@ class TestNonces:
         try:
             held.wait(TIMEOUT)
             monkeypatch.setattr(os, 'getpid', lambda: -1)
-            nonces.spend(NOW, 'm', NOW)
+            nonces.spend(NOW, 'm', NOW, NOW)
             assert thread.is_alive()
         finally:
             release.set()
@@ -739,36 +732,36 @@ class TestNonces:
     def test_same_nonce(self):
         """Another call with the same nonce is refused, too."""
         nonces = signing._Nonces(NOW - 400)
-        nonces.spend(NOW, 'n', NOW)
+        nonces.spend(NOW, 'n', NOW, NOW)
         with pytest.raises(ValueError, match='it came before'):
-            nonces.spend(NOW - 200, 'n', NOW)
+            nonces.spend(NOW - 200, 'n', NOW, NOW)
 
     def test_window(self):
         """Clocks may differ by 300 seconds."""
         nonces = signing._Nonces(NOW - 400)
         for number, created in enumerate((NOW - 300, NOW + 300)):
-            nonces.spend(created, str(number), NOW)
+            nonces.spend(created, str(number), NOW, NOW)
         for created in (NOW - 301, NOW + 301):
             with pytest.raises(ValueError, match='two clocks may differ by 300 s'):
-                nonces.spend(created, 'n', NOW)
+                nonces.spend(created, 'n', NOW, NOW)
 
     def test_start(self):
         """A call from before the start is 503: it may have been taken then."""
         nonces = signing._Nonces(NOW + 0.9)
-        nonces.spend(NOW, 'a', NOW + 1)
+        nonces.spend(NOW, 'a', NOW + 1, NOW + 1)
         with pytest.raises(
             Busy, match='before the time that is remembered; sign it again'
         ) as caught:
-            nonces.spend(NOW - 1, 'b', NOW + 1)
+            nonces.spend(NOW - 1, 'b', NOW + 1, NOW + 1)
         assert caught.value.status == 503
 
     def test_clock_set_back(self):
         """What was forgotten is not taken again after the clock is set back."""
-        nonces = signing._Nonces(NOW)
-        nonces.spend(NOW, 'a', NOW)
-        nonces.spend(NOW + 1000, 'b', NOW + 1000)
+        nonces = signing._Nonces(NOW, few=1)
+        nonces.spend(NOW, 'a', NOW, NOW)
+        nonces.spend(NOW + 1000, 'b', NOW + 1000, NOW + 1000)
         with pytest.raises(Busy):
-            nonces.spend(NOW, 'a', NOW)
+            nonces.spend(NOW, 'a', NOW, NOW)
 
     @pytest.mark.parametrize('most', [1, 10, 100, 10000])
     def test_bound(self, most):
@@ -781,7 +774,7 @@ class TestNonces:
             if taken and rnd.random() < 0.4:
                 call = rnd.choice(taken[-2000:])
             try:
-                nonces.spend(*call, now)
+                nonces.spend(*call, now, now)
             except (ValueError, Busy) as error:
                 outcomes[type(error)] += 1
             else:
@@ -796,13 +789,13 @@ class TestNonces:
         """A service that takes more than it can hold takes new calls all the same."""
         nonces = signing._Nonces(NOW, most=1000)
         for number in range(10000):  # twenty a second
-            nonces.spend(NOW + number // 20, str(number), NOW + number / 20)
+            nonces.spend(NOW + number // 20, str(number), NOW + number / 20, NOW + number / 20)
 
     def test_forgets(self):
         """It holds the nonces of the window, and none that are older."""
         nonces = signing._Nonces(NOW)
         for second in range(2000):
-            nonces.spend(NOW + second, str(second), NOW + second)
+            nonces.spend(NOW + second, str(second), NOW + second, NOW + second)
             assert sum(map(len, nonces.spent.values())) <= 300 + 2 * 30
 
     def test_threads(self):
@@ -813,7 +806,7 @@ class TestNonces:
             def take(_, nonces=nonces, barrier=barrier):
                 barrier.wait(TIMEOUT)
                 try:
-                    nonces.spend(NOW, 'n', NOW)
+                    nonces.spend(NOW, 'n', NOW, NOW)
                 except ValueError:
                     return 0
                 return 1
