@@ -19,8 +19,7 @@ signature, and of structured fields (RFC 9651) only the forms of these fields ar
 
 @authority is not signed: a reverse proxy sends another Host, and a service does not know by which
 names it is called.  The key says which service is meant.  @path is the rule alone: a prefix of the
-address is for the proxy or server that cuts it off.  Each side encodes it anew, because gateways
-do.
+address is for the proxy or server that cuts it off.  Each side encodes it anew, as gateways do.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any, Mapping, Sequence
 
     Headers = tuple[tuple[str, str], ...]
+    Fields = Mapping[str, str]
 
 __all__ = ['Keys']
 
@@ -81,11 +81,8 @@ def _content_digest(body: bytes) -> str:
     return f'sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:'
 
 
-def _signature(key: bytes, parts: Mapping[str, str], covered: str) -> str:
-    """The signature of *parts*, identifier -> value (RFC 9421, 2.5).
-
-    *covered* lists the identifiers, with the parameters of the signature.
-    """
+def _signature(key: bytes, parts: Fields, covered: str) -> str:
+    """The signature of *parts*; *covered* lists them, with its parameters (RFC 9421, 2.5)."""
     lines = [f'{identifier}: {value}' for identifier, value in parts.items()]
     base = _bytes('\n'.join([*lines, f'"@signature-params": {covered}']))
     return f':{base64.b64encode(hmac.digest(key, base, "sha256")).decode()}:'
@@ -137,7 +134,7 @@ class Keys:
         """Give the fields that a friend adds to a call."""
         return self.sign(_call_parts(method, rule), _CONTENT_TYPE, body, time.time())
 
-    def check_call(self, method: str, rule: str, headers: Mapping[str, str], body: bytes) -> str:
+    def check_call(self, method: str, rule: str, headers: Fields, body: bytes) -> str:
         """Give the signature of a call that is signed and new, else raise Forbidden or Busy."""
         try:
             created, nonce = self.verify(_call_parts(method, rule), headers, body)
@@ -151,17 +148,13 @@ class Keys:
         kind = dict(fields)['Content-Type']
         return self.sign(_reply_parts(status, call), kind, body, time.time())
 
-    def check_reply(
-        self, call: Headers, status: int, headers: Mapping[str, str], body: bytes
-    ) -> None:
+    def check_reply(self, call: Headers, status: int, headers: Fields, body: bytes) -> None:
         """Raise BadReply if a reply to the call with these fields is not signed by a key."""
         try:
             self.verify(_reply_parts(status, dict(call)['Signature']), headers, body)
         except ValueError as error:
             told = '' if status == 200 else _told(status, body)
             raise BadReply(f'the reply is refused: {error}{told}', status=status) from None
-
-    # What those four do.
 
     def sign(self, parts: dict[str, str], kind: str, body: bytes, now: float) -> Headers:
         """Give the fields that sign *parts*, the content type and the body."""
@@ -176,9 +169,7 @@ class Keys:
             ('Signature', f'sig={signature}'),
         )
 
-    def verify(
-        self, parts: dict[str, str], headers: Mapping[str, str], body: bytes
-    ) -> tuple[int, str]:
+    def verify(self, parts: dict[str, str], headers: Fields, body: bytes) -> tuple[int, str]:
         """Give `created` and `nonce`; ValueError says why the signature does not hold."""
         if 'signature' not in headers:
             raise ValueError('it is not signed; both sides need the same secretKey')
@@ -194,7 +185,7 @@ class Keys:
             is_known = values.get('keyid') in self.ids
             why = 'it was altered on its way' if is_known else 'it is of another secretKey'
             if not signature.startswith(f'{label}='):
-                why = f'Signature has not the label of Signature-Input, {label}'
+                why = f'it has not the label {label} of its Signature-Input'
             raise ValueError(f'its signature does not hold: {why}')
         late = time.time() - float(values.get('expires', 'inf'))
         if late >= 1:
@@ -204,10 +195,7 @@ class Keys:
 
 
 def _read_input(given: str, wanted: list[str]) -> tuple[str, str, dict[str, str]]:
-    """Give the label of a Signature-Input, what its signature covers, and its parameters.
-
-    Anybody may have written it, so an error repeats only little of it, and in ASCII.
-    """
+    """Give label, covered text and parameters; an error repeats little, since anybody wrote it."""
     found = re.fullmatch(_SIGNATURE_INPUT, given)
     if not found:
         raise ValueError('its Signature-Input is not label=(...) with parameters')
@@ -219,7 +207,7 @@ def _read_input(given: str, wanted: list[str]) -> tuple[str, str, dict[str, str]
         if name not in wanted:
             raise ValueError(f'its Signature-Input lists {name[:40]!a}, which is not signed here')
     if names != wanted:
-        raise ValueError(f'its Signature-Input does not list once and in order {" ".join(wanted)}')
+        raise ValueError(f'its Signature-Input must list once and in order {" ".join(wanted)}')
     rest = re.sub(_PARAMETER, '', parameters)
     if rest:
         raise ValueError(f'its Signature-Input has {rest[:40]!a}, which is not read here')
@@ -260,10 +248,9 @@ def _told(status: int, body: bytes) -> str:
 class _Nonces:
     """The nonces of the calls that a service took, so that it takes none twice.
 
-    A clock can be set at any time.  So the start of the process, before which calls may have been
-    taken already, is kept by the monotonic clock: whatever the time is now, that was so long ago.
-    A nonce is kept with the time that its call bears, because that stays as it is: what is
-    forgotten bears a time before `since`, and is refused whatever the clock says later.  Each
+    A clock can be set at any time.  The start of the process is therefore kept by the monotonic
+    clock: a call signed before may have been taken then.  A nonce is kept by the time that its call
+    bears, which no clock changes: a forgotten one is from before `since`, and stays refused.  Each
     process knows only the calls that it took itself.
     """
 
@@ -272,7 +259,7 @@ class _Nonces:
         self.started = ticks  # the calls of its first second are taken, too
         self.since = 0
         self.few = few  # 10 MB: as many stay beyond the window, for a clock that is set back
-        self.most = most  # 160 MB; above 1,700 calls/s they do not reach back the whole window
+        self.most = most  # 200 MB; above 1,700 calls/s they do not reach back the whole window
         self.room = min(few, most)
         self.spent: dict[str, int] = {}  # nonce -> the time that its call bears
         self.locks: dict[int, Any] = {}  # by process: a child would inherit a common one locked
@@ -300,11 +287,13 @@ class _Nonces:
             self.spent[nonce] = created
 
     def forget(self, now: float) -> None:
-        """Make room; what stays is the window, or half of the most or of the few."""
+        """Make room for as many as stay: those of the window, or half of the few or the most."""
         times = sorted(self.spent.values())
         recent = sum(created >= int(now) - _WINDOW for created in times)
         keep = min(max(recent, self.few // 2), self.most // 2)
         if keep < len(times):
             self.since = max(self.since, times[-keep - 1] + 1)
-            self.spent = {nonce: at for nonce, at in self.spent.items() if at >= self.since}
+            for nonce, created in list(self.spent.items()):  # in place, for a signal's handler
+                if created < self.since:
+                    self.spent.pop(nonce, None)
         self.room = min(max(2 * keep, self.few), self.most)
