@@ -287,13 +287,13 @@ class _Nonces:
             self.spent[nonce] = created
 
     def forget(self, now: float) -> None:
-        """Make room for as many as stay: those of the window, or half of the few or the most."""
+        """Keep those of the window, or half of the few or the most, and make room for as many."""
         times = sorted(self.spent.values())
         recent = sum(created >= int(now) - _WINDOW for created in times)
         keep = min(max(recent, self.few // 2), self.most // 2)
         if keep < len(times):
-            self.since = max(self.since, times[-keep - 1] + 1)
+            self.since = times[-keep - 1] + 1
             for nonce, created in list(self.spent.items()):  # in place, for a signal's handler
                 if created < self.since:
                     self.spent.pop(nonce, None)
-        self.room = min(max(2 * keep, self.few), self.most)
+        self.room = 2 * keep
