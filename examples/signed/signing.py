@@ -201,9 +201,10 @@ def _read_input(given: str, wanted: list[str]) -> tuple[str, str, dict[str, str]
         raise ValueError('its Signature-Input is not label=(...) with parameters')
     label, covered, listed, parameters = found.groups()
     names = listed.split(' ')
-    for name in (*wanted, *names):
+    for name in wanted:
         if name not in names:
             raise ValueError(f'its Signature-Input does not list {name}')
+    for name in names:
         if name not in wanted:
             raise ValueError(f'its Signature-Input lists {name[:40]!a}, which is not signed here')
     if names != wanted:
