@@ -14,13 +14,12 @@ Both sides share a key, and nobody without it can forge, alter or repeat a call 
 
 They are HTTP Message Signatures (RFC 9421) by hmac-sha256, over a Content-Digest (RFC 9530).  Both
 sides sign the content type and the digest of the body; a call also its method and path, a reply
-also its status and the signature of its call, so that it is no reply to another.  Of structured
-fields (RFC 9651) only this one form is read.
+also its status and the signature of its call, so that it is no reply to another.  A message has one
+signature, and of structured fields (RFC 9651) only the forms of these fields are read.
 
 @authority is not signed: a reverse proxy sends another Host, and a service does not know by which
 names it is called.  The key says which service is meant.  @path is the rule alone: a prefix of the
-address is for the proxy or server that cuts it off.  Each side encodes it anew, because gateways
-do.
+address is for the proxy or server that cuts it off.  Each side encodes it anew, as gateways do.
 """
 
 from __future__ import annotations
@@ -45,18 +44,23 @@ if TYPE_CHECKING:
     from typing import Any, Mapping, Sequence
 
     Headers = tuple[tuple[str, str], ...]
+    Fields = Mapping[str, str]
 
 __all__ = ['Keys']
 
 _WINDOW = 300  # seconds that two clocks may differ, as in Kerberos
-_SPAN = 30  # seconds: the nonces of such a time are forgotten together
 _LEAST_KEY = 32  # bytes, as many as the hash has (RFC 7518, 3.2)
 _MOST_TEXT = 10_000  # bytes of a refusal that an error repeats
 
 _CONTENT_TYPE = 'application/json'  # of each call
 _SIGNED_FIELDS = ('content-type', 'content-digest', 'signature-input', 'signature')
-_PARAMETER = r';(?:created=([1-9][0-9]{0,14})|(nonce|keyid|alg)="([ !#-\[\]-~]{1,64})")'
-_SIGNATURE_INPUT = rf'([a-z*][a-z0-9_.*-]*)=(\(([^()]*)\)((?:{_PARAMETER}){{2,4}}))'
+_LABEL = '[a-z*][a-z0-9_.*-]{0,63}'
+_SIGNATURE_INPUT = rf'({_LABEL})=(\(([^()]*)\)(.*))'
+_PARAMETER = (
+    r';(?:(?:created|expires)=[1-9][0-9]{0,14}|(?:nonce|keyid|tag)="[ !#-\[\]-~]{1,64}"'
+    r'|alg="hmac-sha256")(?=;|\Z)'
+)
+_DIGEST = rf'{_LABEL}=:[A-Za-z0-9+/=]*:'
 _CHALLENGE = (('WWW-Authenticate', 'Signature realm="microconnect"'),)
 
 
@@ -77,11 +81,8 @@ def _content_digest(body: bytes) -> str:
     return f'sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:'
 
 
-def _signature(key: bytes, parts: Mapping[str, str], covered: str) -> str:
-    """The signature of *parts*, identifier -> value (RFC 9421, 2.5).
-
-    *covered* lists the identifiers, with the parameters of the signature.
-    """
+def _signature(key: bytes, parts: Fields, covered: str) -> str:
+    """The signature of *parts*; *covered* lists them, with its parameters (RFC 9421, 2.5)."""
     lines = [f'{identifier}: {value}' for identifier, value in parts.items()]
     base = _bytes('\n'.join([*lines, f'"@signature-params": {covered}']))
     return f':{base64.b64encode(hmac.digest(key, base, "sha256")).decode()}:'
@@ -122,7 +123,7 @@ class Keys:
         self.keys = [_checked_key(key) for key in several]
         # Each message tells its id, so that an error can tell another key from an altered message.
         self.ids = [hmac.digest(key, b'keyid', 'sha256')[:8].hex() for key in self.keys]
-        self.nonces = _Nonces(time.time())
+        self.nonces = _Nonces(time.monotonic())
 
     def __reduce__(self) -> Any:
         raise TypeError('a secretKey is not copied: give it to each process')
@@ -130,33 +131,30 @@ class Keys:
     # What microconnect calls; see the top of microconnect.py.
 
     def sign_call(self, method: str, rule: str, body: bytes) -> Headers:
+        """Give the fields that a friend adds to a call."""
         return self.sign(_call_parts(method, rule), _CONTENT_TYPE, body, time.time())
 
-    def check_call(self, method: str, rule: str, headers: Mapping[str, str], body: bytes) -> str:
+    def check_call(self, method: str, rule: str, headers: Fields, body: bytes) -> str:
         """Give the signature of a call that is signed and new, else raise Forbidden or Busy."""
         try:
             created, nonce = self.verify(_call_parts(method, rule), headers, body)
-            self.nonces.spend(created, nonce, time.time())
+            self.nonces.spend(created, nonce, time.time(), time.monotonic())
         except ValueError as error:
             raise Forbidden(f'the call is refused: {error}', headers=_CHALLENGE) from None
         return headers['signature']
 
     def sign_reply(self, call: str, status: int, fields: Headers, body: bytes) -> Headers:
-        """Sign the reply to the call with this signature."""
+        """Give the fields that a service adds to its reply to the call with this signature."""
         kind = dict(fields)['Content-Type']
         return self.sign(_reply_parts(status, call), kind, body, time.time())
 
-    def check_reply(
-        self, call: Headers, status: int, headers: Mapping[str, str], body: bytes
-    ) -> None:
-        """BadReply if a reply to the call with these fields is not signed by a key."""
+    def check_reply(self, call: Headers, status: int, headers: Fields, body: bytes) -> None:
+        """Raise BadReply if a reply to the call with these fields is not signed by a key."""
         try:
             self.verify(_reply_parts(status, dict(call)['Signature']), headers, body)
         except ValueError as error:
             told = '' if status == 200 else _told(status, body)
             raise BadReply(f'the reply is refused: {error}{told}', status=status) from None
-
-    # What those four do.
 
     def sign(self, parts: dict[str, str], kind: str, body: bytes, now: float) -> Headers:
         """Give the fields that sign *parts*, the content type and the body."""
@@ -171,9 +169,7 @@ class Keys:
             ('Signature', f'sig={signature}'),
         )
 
-    def verify(
-        self, parts: dict[str, str], headers: Mapping[str, str], body: bytes
-    ) -> tuple[int, str]:
+    def verify(self, parts: dict[str, str], headers: Fields, body: bytes) -> tuple[int, str]:
         """Give `created` and `nonce`; ValueError says why the signature does not hold."""
         if 'signature' not in headers:
             raise ValueError('it is not signed; both sides need the same secretKey')
@@ -182,24 +178,60 @@ class Keys:
             raise ValueError(f'it has no {missing[0]}')
         kind, digest, given, signature = (headers[name] for name in _SIGNED_FIELDS)
         parts = {**parts, '"content-type"': kind, '"content-digest"': digest}
-        found = re.fullmatch(_SIGNATURE_INPUT, given)
-        label, covered, listed, parameters = found.groups()[:4] if found else [''] * 4
-        each = re.findall(_PARAMETER, parameters)
-        values = {name or 'created': created or value for created, name, value in each}
-        has_all = len(values) == len(each) and {'created', 'nonce'} <= values.keys()
-        wanted = ' '.join(parts)
-        if listed != wanted or not has_all or values.get('alg', 'hmac-sha256') != 'hmac-sha256':
-            rest = 'created, nonce and perhaps keyid and alg="hmac-sha256"'
-            raise ValueError(f'its Signature-Input is not label=({wanted}) with {rest}')
+        label, covered, values = _read_input(given, list(parts))
         signatures = [f'{label}={_signature(key, parts, covered)}' for key in self.keys]
         # A list: each is compared, and in constant time, so that the time tells nothing of them.
         if not any([hmac.compare_digest(_bytes(signature), _bytes(one)) for one in signatures]):
             is_known = values.get('keyid') in self.ids
             why = 'it was altered on its way' if is_known else 'it is of another secretKey'
+            if not signature.startswith(f'{label}='):
+                why = f'it has not the label {label} of its Signature-Input'
             raise ValueError(f'its signature does not hold: {why}')
-        if digest != _content_digest(body):  # last: the body of a stranger is not worth the time
-            raise ValueError('its body is not the one of its Content-Digest')
+        late = time.time() - float(values.get('expires', 'inf'))
+        if late >= 1:
+            raise ValueError(f'its signature expired {int(late)} s ago')
+        _check_digest(digest, body)  # last: the body of a stranger is not worth the time
         return int(values['created']), values['nonce']
+
+
+def _read_input(given: str, wanted: list[str]) -> tuple[str, str, dict[str, str]]:
+    """Give label, covered text and parameters; an error repeats little, since anybody wrote it."""
+    found = re.fullmatch(_SIGNATURE_INPUT, given)
+    if not found:
+        raise ValueError('its Signature-Input is not label=(...) with parameters')
+    label, covered, listed, parameters = found.groups()
+    names = listed.split(' ')
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f'its Signature-Input does not list {name}')
+    for name in names:
+        if name not in wanted:
+            raise ValueError(f'its Signature-Input lists {name[:40]!a}, which is not signed here')
+    if names != wanted:
+        raise ValueError(f'its Signature-Input must list once and in order {" ".join(wanted)}')
+    rest = re.sub(_PARAMETER, '', parameters)
+    if rest:
+        raise ValueError(f'its Signature-Input has {rest[:40]!a}, which is not read here')
+    values: dict[str, str] = {}
+    for one in re.findall(_PARAMETER, parameters):
+        name, _, value = one[1:].partition('=')
+        if name in values:
+            raise ValueError(f'its Signature-Input has {name} twice')
+        values[name] = value.strip('"')
+    for name in ('created', 'nonce'):
+        if name not in values:
+            raise ValueError(f'its Signature-Input has no {name}')
+    return label, covered, values
+
+
+def _check_digest(given: str, body: bytes) -> None:
+    """ValueError unless a Content-Digest holds; digests of other algorithms are not looked at."""
+    each = [one.strip(' \t') for one in given.split(',')]
+    ours = [one for one in each if one.startswith('sha-256=')]
+    if len(ours) != 1 or not all(re.fullmatch(_DIGEST, one) for one in each):
+        raise ValueError('its Content-Digest is not a list of digests with one of sha-256')
+    if ours[0] != _content_digest(body):
+        raise ValueError('its body is not the one of its Content-Digest')
 
 
 def _told(status: int, body: bytes) -> str:
@@ -217,19 +249,23 @@ def _told(status: int, body: bytes) -> str:
 class _Nonces:
     """The nonces of the calls that a service took, so that it takes none twice.
 
-    A call that was signed before `since` may have been taken already, and is refused.  `since` is
-    the start of the process, and moves on when nonces are dropped.  Each process knows only those
-    that it took itself.
+    A clock can be set at any time.  The start of the process is therefore kept by the monotonic
+    clock: a call signed before may have been taken then.  A nonce is kept by the time that its call
+    bears, which no clock changes: a forgotten one is from before `since`, and stays refused.  Each
+    process knows only the calls that it took itself.
     """
 
-    def __init__(self, now: float, most: int = 1 << 20) -> None:
+    def __init__(self, ticks: float, few: int = 1 << 16, most: int = 1 << 20) -> None:
         self.process = os.getpid()
-        self.since = int(now)  # the calls of its first second are taken, too
-        self.most = most  # 130 MB; above 3,000 calls/s they do not reach back the whole window
-        self.spent: dict[int, set[str]] = {}  # by the time of their calls
+        self.started = ticks  # the calls of its first second are taken, too
+        self.since = 0
+        self.few = few  # 10 MB: as many stay beyond the window, for a clock that is set back
+        self.most = most  # 200 MB; above 1,700 calls/s they do not reach back the whole window
+        self.room = min(few, most)
+        self.spent: dict[str, int] = {}  # nonce -> the time that its call bears
         self.locks: dict[int, Any] = {}  # by process: a child would inherit a common one locked
 
-    def spend(self, created: int, nonce: str, now: float) -> None:
+    def spend(self, created: int, nonce: str, now: float, ticks: float) -> None:
         """Note that a call is taken; ValueError or Busy if it must not be."""
         age = int(now) - created
         if abs(age) > _WINDOW:
@@ -237,17 +273,28 @@ class _Nonces:
             raise ValueError(f'it was signed {when}, and two clocks may differ by {_WINDOW} s')
         # Reentrant: a signal's handler may answer a call, too.
         with self.locks.setdefault(os.getpid(), threading.RLock()):
-            if self.process != os.getpid():  # after a fork: its parent and siblings took others
-                self.process, self.since = os.getpid(), max(self.since, int(now))
-            while self.spent:
-                oldest = min(self.spent)
-                end = (oldest + 1) * _SPAN
-                if end + _WINDOW > now and sum(map(len, self.spent.values())) < self.most:
-                    break
-                del self.spent[oldest]
-                self.since = max(self.since, end)
-            if created < self.since:
-                raise Busy('the call is from before the time that is remembered; sign it again')
-            if any(nonce in spent for spent in self.spent.values()):
+            # After a fork others took calls, too.  Only test tools set the ticks back.
+            if self.process != os.getpid() or ticks < self.started:
+                self.process, self.started = os.getpid(), ticks
+            if len(self.spent) >= self.room:
+                self.forget(now)
+            if nonce in self.spent:
                 raise ValueError('it came before, and is taken once')
-            self.spent.setdefault(created // _SPAN, set()).add(nonce)
+            since = max(self.since, int(now - (ticks - self.started)))
+            if created < since:
+                when = f' in {since - int(now)} s' if since > now else ''
+                advice = f'sign it again{when}'
+                raise Busy(f'the call is from before the time that is remembered; {advice}')
+            self.spent[nonce] = created
+
+    def forget(self, now: float) -> None:
+        """Keep those of the window, or half of the few or the most, and make room for as many."""
+        times = sorted(self.spent.values())
+        recent = sum(created >= int(now) - _WINDOW for created in times)
+        keep = min(max(recent, self.few // 2), self.most // 2)
+        if keep < len(times):
+            self.since = times[-keep - 1] + 1
+            for nonce, created in list(self.spent.items()):  # in place, for a signal's handler
+                if created < self.since:
+                    self.spent.pop(nonce, None)
+        self.room = 2 * keep
