@@ -305,7 +305,9 @@ def check_examples():
     run_hello()
     run_tutorial()
     run_explorer()
+    run_progress()
     left = {path for path in every_example() if not path.startswith(HOSTED)}
+    left = {path for path in left if not path.startswith('progress/')}
     left -= {f'{name}.py' for name in ('hello/app1', 'hello/app2')}
     left -= {f'{name}.py' for name in ('tutorial/run', 'tutorial/service', 'tutorial/friend')}
     left -= {'explorer/run.py'}
@@ -331,7 +333,8 @@ def check_hosted():
 
 
 def every_example():
-    return {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob('*.py')}
+    found = (path for path in EXAMPLES.rglob('*.py') if not path.name.startswith('test_'))
+    return {path.relative_to(EXAMPLES).as_posix() for path in found}
 
 
 def siblings(script):
@@ -390,9 +393,18 @@ def run_explorer():
             report('explorer/run.py', "'/divide', '/greet'", *captured(command, ROOT))
 
 
+def run_progress():
+    print('-- progress/service.py with progress/friend.py')
+    folder, port = EXAMPLES / 'progress', free_port()
+    with running(folder / 'service.py', port) as listens:
+        if listens:
+            ran = finish(folder / 'friend.py', f'http://127.0.0.1:{port}', 1000)
+            report('progress/friend.py', '100 %\n168 primes', *ran)
+
+
 def finish(path, *arguments):
     """Run the script at *path* in its own folder; return its exit status and output."""
-    return captured([sys.executable, '-u', path.name, *arguments], path.parent)
+    return captured([sys.executable, '-u', path.name, *map(str, arguments)], path.parent)
 
 
 def captured(command, folder, seconds=120):

@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # finds microconnect.py
 from microconnect import Microservice
 
-Micro = Microservice(__name__)
+Micro = Microservice(__name__, host='127.0.0.1')
 
 
 @Micro.typing('/helloworld')
