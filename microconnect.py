@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (c) the microconnect authors. The full licence text is at the end of this file.
+# ruff: noqa: BLE001 - other people's functions, handlers and values may raise anything
 """Call a function in another process as if it were local: one file, standard library only.
 
 A service lists functions under rules::
@@ -104,7 +105,7 @@ from http.client import HTTPConnection, HTTPException  # as they are now: test t
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the cost of importing typing
 if TYPE_CHECKING:
     import ssl
-    from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
+    from typing import Any, Callable, Iterable, Iterator, Mapping, Self, Sequence, TypeVar
 
     Function = TypeVar('Function', bound=Callable[..., Any])
     Headers = tuple[tuple[str, str], ...]
@@ -598,7 +599,7 @@ def _same_token(given: Any, wanted: Any) -> bool:
     # `ascii()` gives bytes for any str; `encode()` would fail on a lone surrogate.
     forms = [ascii(one).encode() for one in ((wanted,) if isinstance(wanted, str) else wanted)]
     # A list: each is compared, so that the time does not tell which one it was.
-    return any([hmac.compare_digest(ascii(given).encode(), form) for form in forms])
+    return True in [hmac.compare_digest(ascii(given).encode(), form) for form in forms]
 
 
 class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
@@ -616,6 +617,7 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
             raise TypeError(f'token is {forms}, not of type {type(token).__name__}')
         self.default: Token = getattr(token, 'default', False)
         self.by_rule: dict[str, Token] = {}
+        self.slashed: set[str] = set()  # those that were given with their slash
         if isinstance(token, abc.Mapping):
             self.update(token)
         else:
@@ -626,6 +628,8 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
 
     def __setitem__(self, rule: str, token: Token) -> None:
         self.by_rule[_path_of(rule)] = _checked_token(rule, token or '')
+        if rule[0] == '/':
+            self.slashed.add(rule)
 
     def __delitem__(self, rule: str) -> None:
         del self.by_rule[_path_of(rule)]
@@ -732,7 +736,7 @@ def _is_null_marker(value: Any) -> bool:
     if _is_of(value, ('decimal',)) and hasattr(value, 'is_finite'):
         return not value.is_finite()
     is_time = isinstance(value, (datetime.date, datetime.time, datetime.timedelta))
-    return bool(is_time and value != value)
+    return bool(is_time and value != value)  # noqa: PLR0124 - NaT is like NaN
 
 
 def _is_of(value: Any, packages: tuple[str, ...]) -> bool:
@@ -1052,6 +1056,8 @@ def _parse_reply_head(head: bytes) -> _ReplyHead:
 def _malformed(head: bytes) -> BadCall:
     """Say what is wrong with *head*, without repeating it: it may hold a secret."""
     # Judge only what precedes the first bad byte, so that it does not matter how much has come.
+    if head[:1] == b'\x16':  # a handshake record
+        return BadCall('the bytes are TLS: is only one side https?')
     line = re.split(_BAD_BYTES, head, maxsplit=1)[0].partition(b'\r\n')[0]
     if re.match(rb'(?:\S+ \S+ )?HTTP/(?!1\.[0-9])[0-9]', line):
         return BadCall('only HTTP/1.1 is spoken here', status=505)
@@ -1930,10 +1936,10 @@ class Friend(_Guarded):
         for address in self._addresses:
             address.close()
 
-    def __enter__(self) -> Friend:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _call(self, rule: str, setting: _Setting, body: bytes) -> Any:
@@ -2066,7 +2072,8 @@ class _Rules(_Guarded):
                 doc = inspect.getdoc(getattr(rule.function, 'func', rule.function)) or ''
             doc, methods = _bounded(doc.partition('\n')[0]), list(rule.methods)
             token = bool(self._token_of(path))
-            listed[path] = dict(signature=signature, doc=doc, methods=methods, token=token)
+            facts = {'signature': signature, 'doc': doc, 'methods': methods, 'token': token}
+            listed[path] = facts
         return listed
 
     def answer(
@@ -2379,10 +2386,9 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
         return UnknownRule(f'method {method[:20]!r} is not one that rules answer', status=501)
     rule = rules.get(path)
     if rule is not None:
-        advice = f"setRule('{path}', method='{rule.methods[0]}') in the caller"
-        advice += f", or methods=('{method}',) in the service" if method in _METHODS else ''
         methods = ', '.join(rule.methods)
-        text = f'{path} answers {methods}, not {method}: {advice}'
+        text = f'{path} answers {methods}, not {method}: call it by {rule.methods[0]}'
+        text += f", or add methods=('{method}',) in the service" if method in _METHODS else ''
         return UnknownRule(text, status=405, headers=(('Allow', methods),))
     near = _nearest(path, is_open)
     hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'
@@ -2677,8 +2683,7 @@ class _Connection:
         """
         timed, is_set = self.timed, False
         while not self.is_ended:
-            left = timed.deadline - _clock.now()
-            left = left if left < _LOOK else _LOOK
+            left = min(timed.deadline - _clock.now(), _LOOK)
             if timed.seconds > 1.02 * left or (is_set and timed.seconds < left):
                 timed.allow(left)
             try:
@@ -2710,8 +2715,7 @@ class _Connection:
             raise Busy(why, status=408, was_idle=is_idle)
         self.count += len(data)
         if len(reader.buffer) + len(data) + len(reader.content) > _PIECE:
-            self.timed.moved_at = _clock.now()
-            self.listener.wait_for_room()
+            self.listener.wait_for_room(self)
         return data
 
     def _serve_request(self, head: _RequestHead) -> bool:
@@ -2900,13 +2904,15 @@ class _Listener(http.server.ThreadingHTTPServer):
             one.end(socket.SHUT_RD if waiting else socket.SHUT_RDWR)
         return False
 
-    def wait_for_room(self) -> None:
+    def wait_for_room(self, one: _Connection) -> None:
         """Wait for room for one more block of a request; Busy if there is none in time."""
-        until = _clock.now() + 2 * _STALL
+        one.timed.moved_at = now = _clock.now()
+        until = now + 2 * _STALL
         while not self.make_room():
-            if _clock.now() > until:
+            if now > until:
                 raise Busy('too many large requests at once; try again later')
             time.sleep(0.02)
+            one.timed.moved_at = now = _clock.now()  # it does not stall: it waits for us
 
     def _evict_idle(self) -> bool:
         """Close the connection that is idle the longest; False if none is idle."""
@@ -3018,8 +3024,8 @@ def _stopping_signals(listener: _Listener) -> Iterator[None]:
                 before[number] = signal.signal(number, stop)
         yield
     finally:
-        for number in before:
-            signal.signal(number, before[number] or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         with contextlib.suppress(OSError, ValueError):  # the one before is closed
             signal.set_wakeup_fd(-1)
             signal.set_wakeup_fd(wakeup)
@@ -3147,8 +3153,9 @@ class Microservice(_Rules):
             _log('warning', '%s has no rules: %s', self.name, text)
         for path in set(self.token) - set(self._rules):
             near = _nearest(path, self._rules)
-            # No similar rule: the key may be the token itself, so do not log it.
-            hint = f'{path!r}: did you mean {near!r}?' if near else 'for it'
+            hint = f'{path!r}: did you mean {near!r}?' if near else repr(path)
+            # Without a slash the key may be the token itself, so do not log it.
+            hint = hint if near or path in self._tokens.slashed else 'for it'
             _log('warning', 'a token is set, and there is no rule %s', hint)
         is_open = self._open_rules()
         given = self._rule_tokens.by_rule
@@ -3261,10 +3268,10 @@ class Microservice(_Rules):
             waiting.close()
             listener.watcher.close()
 
-    def __enter__(self) -> Microservice:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -3402,7 +3409,7 @@ def _send(options: Any) -> None:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for word in options.arguments + options.more:
-        found = re.fullmatch(r'([^\W\d]\w*)=(.*)', word, re.S)
+        found = re.fullmatch(r'([^\W\d]\w*)=(.*)', word, re.DOTALL)
         if found and found.group(1) in kwargs:
             raise ValueError(f'{found.group(1)} is given twice')
         if found:

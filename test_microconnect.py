@@ -2778,6 +2778,7 @@ HEADS = [  # head, but for its empty line; method, path, length, keep_alive, exp
     (b'POST /' + HOST + b'Content-Length: 9%b\r\n' % (b'9' * 20), 'POST', '/', 10**15, True, False),
 ]
 
+IS_TLS = 'the bytes are TLS: is only one side https?'
 MALFORMED = 'the head is malformed (RFC 9112): a first line, then Name: value lines'
 NO_HOST = 'a request needs one valid Host header (RFC 9112, 3.2)'
 NO_PATH = 'the request target is not a path (RFC 9112, 3.2)'
@@ -2794,8 +2795,8 @@ REFUSED_HEADS = [  # status, message; heads but for the empty line
         b'GET /\r\n', b'GET  /' + HOST, b'GET / HTTP/1.1 \r\n', b'GET\t/\tHTTP/1.1\r\n',
         b'GET / http/1.1\r\n', b'GET / HTTP/1.10\r\n', b'G@T /' + HOST, b'G\xc9T /' + HOST,
         b'GET /\xe9' + HOST, b'GET /\0' + HOST, b'GET / HTTP/1.1\nHost: a\n', b' GET /' + HOST,
-        b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n',  # how TLS begins
     ]),
+    (400, IS_TLS, [b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n']),
     (505, NO_VERSION, [b'GET / HTTP/2.0\r\n', b'GET / HTTP/0.9\r\n', b'PRI * HTTP/2.0\r\n']),
     (400, NO_HOST, [b'GET / HTTP/1.1\r\n' + lines for lines in (
         b'', b'Host: a\r\nHost: a\r\n', b'Host: a b\r\n', b'Host: a/b\r\n', b'Host: u@a\r\n',
@@ -2836,10 +2837,11 @@ REFUSED_STARTS = [  # status, message; what a connection begins with
         400,
         MALFORMED,
         [
-            *(b'\x16\x03\x01', b' GET / HTTP/1.1\r\n', b'\nGET / HTTP/1.1', b'\r\r', b'\0'),
+            *(b' GET / HTTP/1.1\r\n', b'\nGET / HTTP/1.1', b'\r\r', b'\0'),
             *(b'GET / HTTP/1.1\nHost', b'GET /\r\n', b'GET / HTTP/1.15\r\n'),
         ],
     ),
+    (400, IS_TLS, [b'\x16', b'\x16\x03\x01']),
     (505, NO_VERSION, [b'PRI * HTTP/2.0\r\n']),
     (
         431,
@@ -3143,7 +3145,7 @@ REFUSED_REPLIES = [  # what the error says; bytes that are no reply
         b'HTTP/1.1 20 OK\r\n\r\n', b'HTTP/1.1 2000 OK\r\n\r\n', b'HTTP/1.1 600 OK\r\n\r\n',
         b'HTTP/1.1 099 OK\r\n\r\n', b'HTTP/1.1  200 OK\r\n\r\n', b'HTTP/1.1 200 O\0K\r\n\r\n',
         b'ICY 200 OK\r\n\r\n', b'220 smtp ready\r\n', b'SSH-2.0-OpenSSH_9.2\r\n',
-        OK + b'X : 1\r\n\r\n', b'\x16\x03\x01\x00\x02\x02\x46',  # the last is of TLS
+        OK + b'X : 1\r\n\r\n',
     ]),
     (NO_LENGTH, [OK_JSON + LENGTH + LENGTH + X_BODY, OK_JSON + b'Content-Length: -5\r\n' + X_BODY]),
     (TWO_LENGTHS, [OK_JSON + LENGTH + CODING + b'chunked\r\n' + X_BODY]),
@@ -3783,7 +3785,7 @@ class TestRules:
         service.typing('/f', methods=('GET', 'PUT'))(make)
         status, headers, problem = ask(service, path='/f')
         assert (status, headers['Allow']) == (405, 'GET, PUT')
-        assert problem['detail'].startswith('/f answers GET, PUT, not POST: setRule(')
+        assert problem['detail'].startswith('/f answers GET, PUT, not POST: call it by GET')
         for method in ('GET', 'HEAD', 'OPTIONS'):
             assert ask(service, method=method)[1]['Allow'] == 'POST'
         with pytest.raises(UnknownRule) as caught:
@@ -9079,8 +9081,8 @@ FIRST_MISTAKES = [  # what is written; what it raises; what that says, where WHY
     (
         "urlopen('http://127.0.0.1:PORT/helloworld')",
         urllib.error.HTTPError,
-        "/helloworld answers POST, not GET: setRule('/helloworld', method='POST') in the caller, "
-        "or methods=('GET',) in the service",
+        '/helloworld answers POST, not GET: call it by POST, '
+        "or add methods=('GET',) in the service",
     ),
     (
         "urlopen('http://127.0.0.1:PORT/helloworld', b'{}')",

@@ -172,7 +172,7 @@ def in_threads(count, work):
         barrier.wait(30)
         try:
             work(number)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]

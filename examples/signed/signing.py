@@ -181,7 +181,7 @@ class Keys:
         label, covered, values = _read_input(given, list(parts))
         signatures = [f'{label}={_signature(key, parts, covered)}' for key in self.keys]
         # A list: each is compared, and in constant time, so that the time tells nothing of them.
-        if not any([hmac.compare_digest(_bytes(signature), _bytes(one)) for one in signatures]):
+        if True not in [hmac.compare_digest(_bytes(signature), _bytes(one)) for one in signatures]:
             is_known = values.get('keyid') in self.ids
             why = 'it was altered on its way' if is_known else 'it is of another secretKey'
             if not signature.startswith(f'{label}='):
@@ -241,7 +241,12 @@ def _told(status: int, body: bytes) -> str:
     try:
         detail = json.loads(body)['detail']
         says = ''.join(one if one.isprintable() else ' ' for one in detail)  # a terminal obeys some
-    except Exception:  # it is not from a service of this kind
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        RecursionError,
+    ):  # it is not from a service of this kind
         return f'; its status is {status}'
     return f'; it says {status}: {says}'
 
