@@ -112,7 +112,6 @@ if TYPE_CHECKING:
     Fields = Mapping[str, str]
     Seconds = float | None
     Answer = tuple[int, Headers, bytes]
-    Reply = tuple['_ReplyHead', bytes]
     Token = str | Sequence[str] | bool | None  # False: none is wanted
     Tokens = Token | Mapping[str, Token]
 
@@ -331,12 +330,7 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
     422: BadArguments,
 }
 # What a proxy or router between the two says.
-_OUTAGES: dict[int, type[MicroconnectError]] = {
-    408: CallTimeout,
-    502: ConnectionLost,
-    503: Busy,
-    504: CallTimeout,
-}
+_OUTAGES: Any = {408: CallTimeout, 502: ConnectionLost, 503: Busy, 504: CallTimeout}
 _MOST_TEXT = 10_000  # characters of an error's text
 _OTHER_PROGRAM = ': is another program on that port?'
 # No cache may keep a reply: it would not see that the next caller has no token.
@@ -449,9 +443,10 @@ def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> Microcon
     # details of a service say that nothing ran.
     is_ours = _media_type(reply.headers.get('content-type', '')) == _PROBLEM[0][1]
     is_ours = is_ours and members.keys() == {'title', 'status', 'detail'}
+    kind: type[MicroconnectError] = _ERRORS.get(status, BadReply)
     if status in _OUTAGES and not (is_ours and members['status'] == status):
-        return _OUTAGES[status](f'{detail}; the call may have run', status=status, sent=True)
-    kind = _ERRORS.get(status, BadReply)
+        kind = _OUTAGES[status]
+        return kind(f'{detail}; the call may have run', status=status, sent=True)
     # These are said instead of handing the call on: redirect, log in at the proxy, rate limit.
     sent = kind.sent and status not in (301, 307, 308, 407, 429)
     return kind(detail + ask, status=status, sent=sent)
@@ -1443,7 +1438,7 @@ class _Link:
     def close(self) -> None:
         self.timed.sock.close()
 
-    def exchange(self, message: bytes, deadline: float) -> Reply:
+    def exchange(self, message: bytes, deadline: float) -> tuple[_ReplyHead, bytes]:
         """Send a request and give its reply.
 
         Raises a MicroconnectError that tells what failed, and whether the request was sent.
@@ -1625,14 +1620,15 @@ class _Address:
             is_tls = getattr(error, 'library', None) == 'SSL'
             why = str(getattr(error, 'strerror', None) or error)
             why = 'no answer in time' if isinstance(error, socket.timeout) else why
-            is_named = not isinstance(error, (socket.gaierror, UnicodeError))
+            ask = 'is it running on that port? The default of a service is 5000'
+            if isinstance(error, (socket.gaierror, UnicodeError)):
+                ask = 'is the name right?'
         # After the except clause: the context of the error would keep the socket open.
-        ask = 'is it running on that port? The default of a service is 5000'
         if is_tls:  # without the place in the source of Python
             why = re.sub(r'\[.*?\] | \(_ssl\.c.*\)', '', why)
             ask = 'does it serve https, by a certificate that ssl_context or SSL_CERT_FILE trusts?'
-        elif self.proxy or not is_named:
-            ask = f'is {"the proxy of the environment" if self.proxy else "the name"} right?'
+        elif self.proxy:
+            ask = 'is the proxy of the environment right?'
         where = self.via or self.netloc
         raise Unreachable(f'cannot connect to {where}: {_printable(why)}; {ask}')
 
@@ -2066,14 +2062,14 @@ class _Rules(_Guarded):
         listed = {}
         for path, rule in sorted(self._rules.copy().items()):
             signature, doc = '(...)', ''
-            with contextlib.suppress(Exception):  # some builtins have none; a repr may raise
-                signature = _bounded(str(inspect.signature(rule.function)))
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(
+                Exception
+            ):  # some builtins have no signature; a repr may raise
                 doc = inspect.getdoc(getattr(rule.function, 'func', rule.function)) or ''
-            doc, methods = _bounded(doc.partition('\n')[0]), list(rule.methods)
-            token = bool(self._token_of(path))
-            facts = {'signature': signature, 'doc': doc, 'methods': methods, 'token': token}
-            listed[path] = facts
+                signature = _bounded(str(inspect.signature(rule.function)))
+            doc, token = _bounded(doc.partition('\n')[0]), bool(self._token_of(path))
+            facts = {'signature': signature, 'doc': doc, 'methods': list(rule.methods)}
+            listed[path] = {**facts, 'token': token}
         return listed
 
     def answer(
@@ -2749,9 +2745,6 @@ class _Connection:
                 timed.sendall(view[at : at + _BLOCK], seconds)
             self.held = 0
 
-    def is_idle(self) -> bool:
-        return self.state in ('new', 'idle') and not self.is_ended
-
     def holds(self) -> int:
         """How many bytes of requests and large replies it holds."""
         return self.held + len(self.reader.buffer) + len(self.reader.content)
@@ -2916,7 +2909,8 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def _evict_idle(self) -> bool:
         """Close the connection that is idle the longest; False if none is idle."""
-        idle = [one for one in self.connections.copy() if one.is_idle()]
+        idle = [one for one in self.connections.copy() if one.state in ('new', 'idle')]
+        idle = [one for one in idle if not one.is_ended]
         if idle:
             oldest = min(idle, key=lambda one: one.idle_since)
             oldest.end()
@@ -3183,8 +3177,7 @@ class Microservice(_Rules):
         """Serve in the background; ready when it returns.  ``with Micro.start(): ...`` stops too.
 
         Args:
-            port, host: until it stops, in place of those given to the class.
-            debug: from now on, in place of that given to the class.
+            port, host, debug: in place of those given to the class.
             ssl_context: serve https by it.
             reuse_port: let other processes that say so too share the port (Linux, BSD).
 
@@ -3203,8 +3196,7 @@ class Microservice(_Rules):
             if self._serving():
                 if hasattr(sys, 'ps1') and how == self._how:  # the cell was run again
                     return self
-                text = f'{self.name} serves already, at {self.address}: call stop() first'
-                raise RuntimeError(text)
+                raise RuntimeError(f'{self.name} serves already, at {self.address}: stop it first')
             self._listener = listener = _listen(self, where, ssl_context, reuse_port)
             self._how = how
             self.debug = self.debug if debug is None else debug
