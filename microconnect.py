@@ -2368,6 +2368,7 @@ def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[st
 
 def _check_not_in_class(function: Any) -> None:
     """Refuse a method in the body of its class: a call would have no object to go with it."""
+    function = getattr(function, '__wrapped__', function)  # of a decorator
     if isinstance(function, types.FunctionType):
         owner, _, name = function.__qualname__.rpartition('.')
         is_method = function.__code__.co_varnames[:1] in (('self',), ('cls',))
