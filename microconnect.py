@@ -424,7 +424,7 @@ def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> Microcon
     """The error that a reply with another status than 200 stands for."""
     status = reply.status
     try:
-        problem = _decode(body)
+        problem = _decode(body) if len(body) <= _LARGE else None
     except ValueError:
         problem = None
     members = problem if isinstance(problem, dict) else {}
@@ -895,7 +895,7 @@ _STEPS = bytes.maketrans(b'[]', b'\x01\xff')  # up by one, and down
 def _decode(body: bytes, seconds: float = -1) -> Any:
     """Decode JSON strictly; ValueError says what is wrong.
 
-    A large body may have to wait for others: socket.timeout after *seconds*, -1 for no limit.
+    A large body may have to wait for others: Busy after *seconds*, -1 for no limit.
     """
     if len(body) > _MOST_DEPTH:
         _check_depth(body)
@@ -922,7 +922,7 @@ def _large_body(seconds: float) -> Iterator[None]:
     """
     lock = _process_lock('decode')
     if not lock.acquire(timeout=seconds):
-        raise socket.timeout('other large bodies are being decoded')
+        raise Busy('other large bodies are being decoded; try again later')
     had_collector = gc.isenabled()
     try:
         gc.disable()
@@ -1310,8 +1310,8 @@ def _returned(reply: _ReplyHead, body: bytes, deadline: float, via: str = '') ->
         # Only a large body may have to wait.
         seconds = -1 if len(body) <= _LARGE else max(deadline - _clock.now(), 0)
         values = _decode(body, seconds)
-    except socket.timeout as error:
-        raise CallTimeout(f'a reply came in time, but {error}; the call has run') from None
+    except Busy:
+        raise CallTimeout('its large reply could not be read in time; the call has run') from None
     except ValueError as error:
         raise BadReply(f'the reply is not JSON: {error}', status=200) from None
     if type(values) is not list:
@@ -1446,8 +1446,8 @@ class _Link:
         timed, reader, now = self.timed, self.reader, _clock.now()
         keep_until, self.keep_until = self.keep_until, 0.0
         if keep_until:
-            # A fork inherited a connection of another process.  Words that nobody asked for, or
-            # the end of the connection, can be seen before the call is sent.
+            # A forked child uses no connection of its parent.  If there is something to read, the
+            # peer has closed the connection, or said what nobody asked for.
             is_ours = self.process == os.getpid() and timed.sock.fileno() >= 0
             if not is_ours or now > keep_until or self.peek():
                 raise ConnectionLost('the connection was closed while it was idle', sent=False)
@@ -1476,9 +1476,7 @@ class _Link:
             self.keep_until = now + reply.keep_alive
         return reply, body
 
-    def _failure(
-        self, error: Exception, unsent: OSError | None, is_fresh: bool
-    ) -> MicroconnectError:
+    def _failure(self, error: Exception, unsent: Any, is_fresh: bool) -> MicroconnectError:
         """The error of a call that *error* ended; *unsent* kept its request from leaving whole."""
         if isinstance(error, (CallTimeout, ConnectionLost)):
             return error
@@ -1503,8 +1501,9 @@ _Proxy = collections.namedtuple('_Proxy', 'host port headers')
 
 def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
     """The proxy that the environment names for *host*; this machine needs none."""
-    bypass = urllib.request.proxy_bypass
-    is_direct = _is_loopback(_loopback(host)) or bypass(host) or bypass(netloc)
+    is_direct = _is_loopback(_loopback(host)) or any(
+        map(urllib.request.proxy_bypass, (host, netloc))
+    )
     url = None if is_direct else urllib.request.getproxies().get(scheme)
     if not url:
         return None
@@ -2179,8 +2178,6 @@ class _Rules(_Guarded):
             with _large_body(_PATIENCE):
                 args, kwargs = _parse_call(path, body, token)
             return rule, args, kwargs, proof, None
-        except socket.timeout as error:
-            return None, [], {}, proof, _refusal(Busy(f'{error}; try again later'))
         except Exception as error:
             return None, [], {}, proof, _refusal(error)
 
@@ -2282,10 +2279,9 @@ class _Rules(_Guarded):
         is_refusal = status not in (200, 500)
         rule = path.partition('?')[0][:200]
         spent = 1000 * (_clock.now() - begun) if begun else 0.0
-        pattern, args = f'{"refused" if is_refusal else "answered"} %s: %r', [status, rule]
-        if caller:
-            pattern, args = f'{pattern} from %r', [*args, caller]
-        pattern, args = f'{pattern} in %.1f ms', [*args, spent]
+        source = ' from %r' if caller else '%.0s'  # the latter prints nothing
+        pattern = f'{"refused" if is_refusal else "answered"} %s: %r{source} in %.1f ms'
+        args = [status, rule, caller, spent]
         if is_refusal:
             pattern, args = f'{pattern}: %r', [*args, _decode(body)['detail']]
         facts = {'rule': rule, 'status': status, 'milliseconds': spent, 'caller': caller}
@@ -2707,8 +2703,8 @@ class _Connection:
             data = b''
         if self.is_ended:
             # If a request is on its way just now, the 408 tells its sender that it did not run.
-            idle = 'the connection was idle, or the service stops; send again'
-            why = idle if is_idle else 'the request came too slowly'
+            why = 'the connection was idle, or the service stops; send again'
+            why = why if is_idle else 'the request came too slowly'
             raise Busy(why, status=408, was_idle=is_idle)
         self.count += len(data)
         if len(reader.buffer) + len(data) + len(reader.content) > _PIECE:
@@ -3274,19 +3270,6 @@ SanicApp = Microservice  # the original's other name for it
 # -------------------------------------------------------------------------------------------- shell
 # `python3 microconnect.py`, or `-m microconnect`.  An import loads nothing of what it needs.
 
-_HELP = """\
-Serve a service, or call one.
-
-  python3 microconnect.py serve app1.py --port 5000
-  python3 microconnect.py send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
-  python3 microconnect.py send http://127.0.0.1:5000 /divide 7 b=2 floor=true
-  python3 microconnect.py rules http://127.0.0.1:5000
-  python3 microconnect.py ping http://127.0.0.1:5000 --wait 30
-
-An argument is JSON if it can be read as such, else text; - reads it from standard input.  The exit
-status is 0, or 1 if the service or the call failed, or 2 if the command is wrong.
-"""
-
 
 def _shell(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, and give its exit status."""
@@ -3319,10 +3302,22 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command_line() -> Any:
+    """Serve a service, or call one.
+
+      python3 microconnect.py serve app1.py --port 5000
+      python3 microconnect.py send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
+      python3 microconnect.py send http://127.0.0.1:5000 /divide 7 b=2 floor=true
+      python3 microconnect.py rules http://127.0.0.1:5000
+      python3 microconnect.py ping http://127.0.0.1:5000 --wait 30
+
+    An argument is JSON if it can be read as such, else text; - reads it from standard input.  The
+    exit status is 0, or 1 if the service or the call failed, or 2 if the command is wrong.
+    """
     import argparse
+    import inspect
 
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=_HELP, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=inspect.getdoc(_command_line), formatter_class=raw)
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
