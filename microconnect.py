@@ -1501,9 +1501,8 @@ _Proxy = collections.namedtuple('_Proxy', 'host port headers')
 
 def _proxy_for(scheme: str, host: str, netloc: str) -> _Proxy | None:
     """The proxy that the environment names for *host*; this machine needs none."""
-    is_direct = _is_loopback(_loopback(host)) or any(
-        map(urllib.request.proxy_bypass, (host, netloc))
-    )
+    bypass = urllib.request.proxy_bypass
+    is_direct = _is_loopback(_loopback(host)) or bypass(host) or bypass(netloc)
     url = None if is_direct else urllib.request.getproxies().get(scheme)
     if not url:
         return None
@@ -2663,9 +2662,8 @@ class _Connection:
         Raised too late it ends no call: that is answered, and the connection closed after it.
         """
         self.is_ended = True
-        is_cut = directions == socket.SHUT_RDWR
-        is_busy = self.state in ('answering', 'sending', 'refusing')
-        if is_cut or not (is_busy or _LOOK < _LONGEST):
+        is_cut, can_wake = directions == socket.SHUT_RDWR, _LOOK == _LONGEST
+        if is_cut or (can_wake and self.state not in ('answering', 'sending', 'refusing')):
             with _accepting:  # nobody may be closing the descriptor meanwhile
                 self.timed.shutdown(directions)
 
