@@ -1664,6 +1664,11 @@ class _Tunnel(socket.socket):
         self.settimeout(max(self.deadline - _clock.now(), 0.001))
         return super().recv_into(*args)
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # http.client may hold a file of it that is open still
+            self.shutdown(socket.SHUT_RDWR)
+        super().close()
+
 
 class _InProcess:
     """A service of this process as an address: encoded, checked and decoded as ever."""
