@@ -40,7 +40,8 @@ The wire is HTTP/1.1 (RFC 9112) and JSON (RFC 8259), that of microservices_conne
 
 Any other status is a failure, described by RFC 9457 problem details (application/problem+json):
 `title`, `status`, `detail` and, where the function raised, `exception`: {`type` (the name of its
-class), `base` (the nearest builtin class), `message`, `traceback` (in debug only)}.
+class), `base` (the nearest builtin class), `message`, `traceback` (in debug only), and of an
+OSError `errno` (its name, such as ENOENT) and `strerror`}.
 `Friend.send` raises a failure, and never returns it:
 
     what happened                                 status         raised           did it run?
