@@ -186,7 +186,11 @@ def _close_inherited() -> None:
     _accepting.release()
     for sock in list(_sockets):
         sock.close()
+    if _paused:
+        gc.enable()
 
+
+_paused: list[None] = []  # one while a large body is decoded without the collector
 
 # Held while a connection is accepted, so that no fork falls before it is in `_sockets`; and while
 # one is shut down or closed, so that no child inherits a lock that nobody will release.
@@ -351,9 +355,9 @@ def _bounded(text: str) -> str:
     return f'{text[:half]} ... ({len(text) - 2 * half} characters cut) ... {text[-half:]}'
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(error: BaseException, mask: Callable[[str], str] = str) -> str:
     try:
-        return _bounded(str(error))
+        return _bounded(mask(str(error)))
     except BaseException:
         return f'(its message cannot be read: {type(error).__name__}.__str__ raised)'
 
@@ -384,12 +388,21 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__context__ if error else None
 
 
-def _description(error: BaseException) -> dict[str, str]:
+def _trimmed(error: BaseException) -> BaseException:
+    """*error*, its traceback without our own frames at the start: they hold tokens."""
+    trace, ours = error.__traceback__, (__name__, 'concurrent.futures._base')
+    while trace and trace.tb_frame.f_globals.get('__name__') in ours:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    return error
+
+
+def _description(error: BaseException, mask: Callable[[str], str]) -> dict[str, str]:
     """What a caller is told of an exception: its class, the nearest builtin one, its message."""
     kinds: tuple[type, ...] = type(error).__mro__
-    name, message = _bounded(type(error).__name__), _text_of(error)
+    name, message = _bounded(type(error).__name__), _text_of(error, mask)
     if isinstance(error, RemoteError):  # a service further on raised: its word counts
-        name, message = _bounded(error.type), _bounded(error.message)
+        name, message = _bounded(str(error.type)), _bounded(mask(str(error.message)))
     elif isinstance(error, MicroconnectError):  # a ConnectionError would invite a retry
         kinds = (Exception,)
     base = next(kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
@@ -399,7 +412,7 @@ def _description(error: BaseException) -> dict[str, str]:
     with contextlib.suppress(Exception):  # a subclass may compute them
         if isinstance(error, OSError) and error.errno:  # by name: the numbers of systems differ
             told['errno'] = errno.errorcode.get(error.errno, '')
-            told['strerror'] = _bounded(str(error.strerror))
+            told['strerror'] = _bounded(mask(str(error.strerror)))
     return told
 
 
@@ -415,7 +428,7 @@ def _refusal(error: Any) -> Answer:
     if isinstance(error, MemoryError):
         error = Busy('no memory is left for this request')
     elif not hasattr(error, 'sent'):  # of a signer; a MicroconnectError may be of another copy
-        _log('error', 'a call could not be checked', exc_info=error)
+        _log('error', 'a call could not be checked', exc_info=_trimmed(error))
         error = MicroconnectError('the call could not be checked')
     status = error.status or 500
     extra: Headers = getattr(error, 'headers', ())
@@ -894,7 +907,7 @@ _decoder = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 _scan: Any = getattr(_decoder, 'scan_once', None) or _decoder.raw_decode
 
 _MOST_DEPTH = 200  # of arrays and objects: C code nests 10,000 deep whatever the stack holds
-_LARGE = 1 << 18  # bytes of a body that is decoded alone
+_LARGE = 1 << 15  # bytes of a body that is decoded alone
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _ARRAYS = bytes.maketrans(b'{}', b'[]')
 _STEPS = bytes.maketrans(b'[]', b'\x01\xff')  # up by one, and down
@@ -931,13 +944,15 @@ def _large_body(seconds: float) -> Iterator[None]:
     lock = _process_lock('decode')
     if not lock.acquire(timeout=seconds):
         raise Busy('other large bodies are being decoded; try again later')
-    had_collector = gc.isenabled()
+    paused = [None] if gc.isenabled() else []
     try:
+        _paused.extend(paused)
         gc.disable()
         yield
     finally:
-        if had_collector:
+        if paused:
             gc.enable()
+            _paused.clear()
         lock.release()
 
 
@@ -1385,7 +1400,9 @@ class _TimedSocket:
         try:  # what is sent mostly fits into the buffer, and `send` would poll first
             # The descriptor is asked for each time: a closed socket is EBADF, never another file.
             sent = os.write(self.sock.fileno(), data) if self.is_plain else 0
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if _is_of_handler(error):  # perhaps after all has left
+                raise
             sent = 0
         if sent < len(data):
             view, until = memoryview(data), _clock.now() + seconds
@@ -1398,6 +1415,15 @@ class _TimedSocket:
         with contextlib.suppress(OSError):
             # Not self.sock.shutdown: an SSLSocket would forget its TLS state, in use elsewhere.
             socket.socket.shutdown(self.sock, directions)
+
+
+def _is_of_handler(error: BaseException) -> bool:
+    """Whether a signal's handler raised it, in the middle of our work with a socket."""
+    trace: Any = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get('__name__', '')
+    return name != __name__ and name.partition('.')[0] not in ('socket', 'ssl', 'gevent')
 
 
 # ------------------------------------------------------------------------------------------- Friend
@@ -1469,6 +1495,8 @@ class _Link:
                     raise ConnectionLost(f'{error}; the call may have run') from None
                 raise CallTimeout('the call could not be sent in time', sent=False) from None
             except _NOT_SENT as error:
+                if _is_of_handler(error):
+                    raise
                 # A service that refuses what it has not read answers, and closes.
                 unsent, timed.deadline = error, min(deadline, _clock.now() + 1)
             reply = reader.head()
@@ -1486,7 +1514,7 @@ class _Link:
 
     def _failure(self, error: Exception, unsent: Any, is_fresh: bool) -> MicroconnectError:
         """The error of a call that *error* ended; *unsent* kept its request from leaving whole."""
-        if isinstance(error, (CallTimeout, ConnectionLost)):
+        if isinstance(error, (CallTimeout, ConnectionLost)) and not _is_of_handler(error):
             return error
         is_plain = self.reader.buffer[:2] == b'\x15\x03'  # an alert of TLS in answer to HTTP
         reason = '' if self.reader.buffer else str(getattr(error, 'reason', ''))
@@ -1675,7 +1703,10 @@ class _Tunnel(socket.socket):
     deadline = 0.0
 
     def recv_into(self, *args: Any) -> int:
-        self.settimeout(max(self.deadline - _clock.now(), 0.001))
+        left = self.deadline - _clock.now()
+        if left <= 0:
+            raise socket.timeout('timed out')
+        self.settimeout(left)
         return super().recv_into(*args)
 
     def close(self) -> None:
@@ -1946,6 +1977,9 @@ class Friend(_Guarded):
                     return ''
                 why = f'it answered {status}' if status else str(error)
                 reasons.append(why.partition('; the call may')[0])
+            except BaseException as error:
+                _clear_frames(error)
+                raise
         return '; '.join(reasons)
 
     def close(self) -> None:
@@ -2236,37 +2270,31 @@ class _Rules(_Guarded):
         # Checked after the failure: to check the signature first would slow each call by a fifth.
         if isinstance(error, TypeError) and _is_misfit(error, rule.function, args, kwargs):
             return _refusal(BadArguments(str(error)))
-        trace = error.__traceback__
-        while trace and trace.tb_frame.f_globals['__name__'] in (
-            __name__,
-            'concurrent.futures._base',
-        ):
-            trace = trace.tb_next  # our own frames tell nothing, and hold the token
-        error.__traceback__ = trace
-        members = _description(error)
-        text = f'{members["type"]}: {members["message"]}'
+        _trimmed(error)
+        members = _description(error, self._masked)
+        detail = text = f'{members["type"]}: {members["message"]}'
         info: Any = None
         if not isinstance(error, (_NoForm, _BadForm)):  # the path in the value says it all
-            text, info = _traceback_of(error), (type(error), error, trace)
+            text, info = self._masked(_traceback_of(error)), error
         if len(text) > 2 * _MOST_TEXT:
             info = None
-        more = '' if info else f': {self._masked(_bounded(text))}'
+        more = '' if info else f': {_bounded(text)}'
         _log('error', '%s raised%s', rule.path, more, exc_info=info, rule=rule.path, status=500)
         if self.debug:
             members['traceback'] = _bounded(text)
-        members = {name: self._masked(text) for name, text in members.items()}
-        detail = f'{members["type"]}: {members["message"]}'
         body = _Raised(_problem(500, detail, exception=members))
         body.cause = error
         return 500, _PROBLEM, body
 
     def _masked(self, text: str) -> str:
         """*text* without the tokens of this service."""
+        several: set[str] = set()
         for tokens in (self._tokens, self._rule_tokens):
             token: Any
             for token in (tokens.default, *tokens.by_rule.values()):
-                for one in (token,) if isinstance(token, str) else token or ():
-                    text = text.replace(one, '***')
+                several.update((token,) if isinstance(token, str) else token or ())
+        for token in sorted(several, key=len, reverse=True):
+            text = text.replace(token, '***').replace(repr(token)[1:-1], '***')
         return text
 
     def _finish(
@@ -2281,7 +2309,7 @@ class _Rules(_Guarded):
             try:
                 fields += self._signer.sign_reply(proof, status, fields, body)
             except Exception as error:
-                _log('error', 'a reply could not be signed', exc_info=error)
+                _log('error', 'a reply could not be signed', exc_info=_trimmed(error))
                 status, fields, body = 500, _PROBLEM, _problem(500, 'the reply could not be signed')
         if self._origins:
             fields += (('Vary', 'Origin'),)
@@ -2317,9 +2345,10 @@ class _Rules(_Guarded):
         _async_service.set(self)
         try:
             return self._reply_with(await rule.function(*args, **kwargs))
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            is_exit = isinstance(error, (KeyboardInterrupt, SystemExit)) and _in_main_thread()
+            if is_exit or isinstance(error, asyncio.CancelledError):
+                raise
             return self._raised(rule, error, args, kwargs)
         finally:
             _async_service.set(before)
@@ -2371,13 +2400,16 @@ def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[st
     except TypeError:
         pass
     # A decorator may have called the function with arguments of its own, and failed afterwards.  So
-    # where one ran, believe Python alone, which says `name() takes ...`.
+    # where one ran, believe Python alone: it says `name() takes ...`, with this function's name.
     ours = (__name__, 'contextvars', '_contextvars', 'functools')
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     frames = [frame for frame in frames if frame.f_globals.get('__name__') not in ours]
-    has_run = getattr(inspect.unwrap(function), '__code__', None) in [f.f_code for f in frames]
-    is_told = re.match(r'[\w.<>]+\(\) (?:takes|missing|got) ', str(error))
-    return not frames or bool(is_told and not has_run)
+    several = (function, inspect.unwrap(function))
+    codes = [one.__code__ for one in several if hasattr(one, '__code__')]
+    names = {code.co_name for code in codes} | {getattr(one, '__qualname__', '') for one in several}
+    told = re.match(r'([\w.<>]+)\(\) (?:takes|missing|got) ', str(error))
+    has_run = any(frame.f_code in codes[-1:] for frame in frames)
+    return not frames or bool(told and told.group(1) in names and not has_run)
 
 
 def _check_not_in_class(function: Any) -> None:
@@ -2996,7 +3028,9 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _log('error', 'a connection failed', exc_info=True)
+        error = sys.exc_info()[1]
+        _clear_frames(error)
+        _log('error', 'a connection failed', exc_info=error)
 
 
 def _check_place(host: Any, port: Any) -> None:
@@ -3268,10 +3302,11 @@ class Microservice(_Rules):
         reuse_port: bool = False,
     ) -> None:
         """Serve as `start` does until Ctrl-C or SIGTERM, then `stop`; a second one ends at once."""
-        self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port)
-        listener: Any = self._listener
-        waiting, listener.watcher = socket.socketpair()
+        waiting, watcher = socket.socketpair()
         try:
+            self.start(port, host, debug, ssl_context=ssl_context, reuse_port=reuse_port)
+            listener: Any = self._listener
+            listener.watcher = watcher
             with _stopping_signals(listener) if _in_main_thread() else contextlib.nullcontext():
                 where = _netloc(listener.server_name, listener.server_port)
                 here = f'{where}, here {listener.url()}'
@@ -3281,7 +3316,7 @@ class Microservice(_Rules):
         finally:
             self.stop(0)
             waiting.close()
-            listener.watcher.close()
+            watcher.close()
 
     def __enter__(self) -> Self:
         return self
@@ -3405,6 +3440,8 @@ def _load_service(target: str, fail: Callable[[str], Any]) -> Any:
 
 def _friend(options: Any) -> Friend:
     parts = [header.partition(':') for header in options.header]
+    if not all(colon for _, colon, _ in parts):
+        raise ValueError("a header is such as 'X-Api-Key: ...'")
     headers = {name: value.strip() for name, _, value in parts}
     return Friend('', options.target, options.token, timeout=options.timeout, headers=headers)
 
@@ -3433,13 +3470,21 @@ def _send(options: Any) -> None:
     with _friend(options) as friend:
         friend.setRule(options.rule, method=options.method)
         value = friend.send(options.rule, *args, **kwargs)
-    coding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     text = value
     if not (options.raw and isinstance(value, str)):
-        text = json.dumps(value, ensure_ascii=not coding.lower().startswith('utf'))
+        text = json.dumps(value, ensure_ascii=not _coding().lower().startswith('utf'))
         # What a terminal would obey, and a lone surrogate, by its escape.
         text = ''.join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
-    print(text.encode(coding, 'backslashreplace').decode(coding))
+    _print(text)
+
+
+def _coding() -> str:
+    return getattr(sys.stdout, 'encoding', None) or 'utf-8'
+
+
+def _print(text: str) -> None:
+    """Print *text*, by its escapes what the terminal has no letters for."""
+    print(text.encode(_coding(), 'backslashreplace').decode(_coding()))
 
 
 def _list_rules(options: Any) -> None:
@@ -3456,7 +3501,7 @@ def _list_rules(options: Any) -> None:
             notes = ['[token]'] if facts['token'] else []
             notes += [f'[{", ".join(facts["methods"])}]'] if facts['methods'] != ['POST'] else []
             call = rule + facts['signature']
-            print(_printable(f'{call:{width}}  {" ".join([*notes, facts["doc"]])}'.rstrip()))
+            _print(_printable(f'{call:{width}}  {" ".join([*notes, facts["doc"]])}'.rstrip()))
     except (AttributeError, KeyError, TypeError):
         raise BadReply(f'what {options.target}/rules returns is not a list of rules') from None
 
