@@ -388,13 +388,13 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__context__ if error else None
 
 
-def _trimmed(error: BaseException) -> BaseException:
-    """*error*, its traceback without our own frames at the start: they hold tokens."""
+def _for_log(error: BaseException) -> Any:
+    """The `exc_info` of an error, without our frames at the start: they hold tokens."""
     trace, ours = error.__traceback__, (__name__, 'concurrent.futures._base')
     while trace and trace.tb_frame.f_globals.get('__name__') in ours:
         trace = trace.tb_next
     error.__traceback__ = trace
-    return error
+    return type(error), error, trace
 
 
 def _description(error: BaseException, mask: Callable[[str], str]) -> dict[str, str]:
@@ -428,19 +428,21 @@ def _refusal(error: Any) -> Answer:
     if isinstance(error, MemoryError):
         error = Busy('no memory is left for this request')
     elif not hasattr(error, 'sent'):  # of a signer; a MicroconnectError may be of another copy
-        _log('error', 'a call could not be checked', exc_info=_trimmed(error))
+        _log('error', 'a call could not be checked', exc_info=_for_log(error))
         error = MicroconnectError('the call could not be checked')
     status = error.status or 500
     extra: Headers = getattr(error, 'headers', ())
     return status, _PROBLEM + extra, _problem(status, str(error))
 
 
-def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> MicroconnectError:
+def _error_from_reply(
+    reply: _ReplyHead, body: bytes, via: str = '', seconds: float = -1
+) -> MicroconnectError:
     """The error that a reply with a status other than 200 stands for."""
     status = reply.status
     try:
-        problem = _decode(body) if len(body) <= _LARGE else None
-    except ValueError:
+        problem = _decode(body, seconds)
+    except (ValueError, Busy):
         problem = None
     members = problem if isinstance(problem, dict) else {}
     detail, ask = str(members.get('detail') or ''), ''
@@ -1322,13 +1324,13 @@ def _returned(reply: _ReplyHead, body: bytes, deadline: float, via: str = '') ->
 
     *via* names the proxy through which it came, if there is one.
     """
+    # Only a large body may have to wait.
+    seconds = -1 if len(body) <= _LARGE else max(deadline - _clock.now(), 0)
     if reply.status != 200:
-        raise _error_from_reply(reply, body, via)
+        raise _error_from_reply(reply, body, via, seconds)
     if reply.fault:
         raise BadReply(reply.fault, status=200)
     try:
-        # Only a large body may have to wait.
-        seconds = -1 if len(body) <= _LARGE else max(deadline - _clock.now(), 0)
         values = _decode(body, seconds)
     except Busy:
         raise CallTimeout('the reply could not be decoded in time; the call has run') from None
@@ -2270,13 +2272,12 @@ class _Rules(_Guarded):
         # Checked after the failure: to check the signature first would slow each call by a fifth.
         if isinstance(error, TypeError) and _is_misfit(error, rule.function, args, kwargs):
             return _refusal(BadArguments(str(error)))
-        _trimmed(error)
+        info = _for_log(error)
         members = _description(error, self._masked)
         detail = text = f'{members["type"]}: {members["message"]}'
-        info: Any = None
-        if not isinstance(error, (_NoForm, _BadForm)):  # the path in the value says it all
-            text, info = self._masked(_traceback_of(error)), error
-        if len(text) > 2 * _MOST_TEXT:
+        if not isinstance(error, (_NoForm, _BadForm)):  # else the path in the value says it all
+            text = self._masked(_traceback_of(error))
+        if text is detail or len(text) > 2 * _MOST_TEXT:
             info = None
         more = '' if info else f': {_bounded(text)}'
         _log('error', '%s raised%s', rule.path, more, exc_info=info, rule=rule.path, status=500)
@@ -2309,7 +2310,7 @@ class _Rules(_Guarded):
             try:
                 fields += self._signer.sign_reply(proof, status, fields, body)
             except Exception as error:
-                _log('error', 'a reply could not be signed', exc_info=_trimmed(error))
+                _log('error', 'a reply could not be signed', exc_info=_for_log(error))
                 status, fields, body = 500, _PROBLEM, _problem(500, 'the reply could not be signed')
         if self._origins:
             fields += (('Vary', 'Origin'),)
@@ -2404,7 +2405,10 @@ def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[st
     ours = (__name__, 'contextvars', '_contextvars', 'functools')
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     frames = [frame for frame in frames if frame.f_globals.get('__name__') not in ours]
-    several = (function, inspect.unwrap(function))
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    several = (inner, inspect.unwrap(inner))
     codes = [one.__code__ for one in several if hasattr(one, '__code__')]
     names = {code.co_name for code in codes} | {getattr(one, '__qualname__', '') for one in several}
     told = re.match(r'([\w.<>]+)\(\) (?:takes|missing|got) ', str(error))
@@ -3028,9 +3032,8 @@ class _Listener(http.server.ThreadingHTTPServer):
         self.connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        _clear_frames(error)
-        _log('error', 'a connection failed', exc_info=error)
+        _clear_frames(sys.exc_info()[1])
+        _log('error', 'a connection failed', exc_info=True)
 
 
 def _check_place(host: Any, port: Any) -> None:
