@@ -117,6 +117,7 @@ CHUNKED, TO_THE_END = microconnect._CHUNKED, microconnect._TO_THE_END  # instead
 shell, Listener = microconnect._shell, microconnect._Listener
 parse_request = microconnect._parse_request_head
 parse_reply = microconnect._parse_reply_head
+TimedSocket, process_lock = microconnect._TimedSocket, microconnect._process_lock
 RULES_DOC = microconnect._Rules.rules.__doc__
 LIMITS = {'items': '_MOST_ITEMS', 'held': '_HELD', 'linger': '_LINGER', 'look': '_LOOK'}
 LIMITS.update(stall='_STALL', patience='_PATIENCE')
@@ -176,6 +177,28 @@ def unread_bytes_of(service):
 
 def is_stopping(service):
     return service._listener.stop_by is not None
+
+
+def is_closed_by_forks(sock):
+    return sock in microconnect._sockets
+
+
+def fail_first_connection(monkeypatch, error):
+    """Let the making of the next newcomer's connection raise *error*."""
+    fail_once(monkeypatch, microconnect, '_Connection', error)
+
+
+def watch_calls(monkeypatch, name, seen):
+    """Note in *seen* the thread of each call of a private function of the module."""
+    owner, _, attribute = name.rpartition('.')
+    owner = getattr(microconnect, owner) if owner else microconnect
+    function = getattr(owner, attribute)
+
+    def note(*args, **options):
+        seen.append(threading.current_thread())
+        return function(*args, **options)
+
+    monkeypatch.setattr(owner, attribute, note)
 
 
 def address_of(friend):
@@ -758,6 +781,64 @@ class TestModule:
             raised(TypeError, Friend, 'app1', wrong)
 
 
+class TestWithoutPrivateNames:
+    """The undocumented names of other modules are a help: without each of them the module works."""
+
+    def check(self, module):
+        service = module.Microservice('app1')
+        service.typing('/echo')(lambda *args: args)
+        friend, value = module.Friend('app1', service), ([1, 2.5, {'a': None}], 'x')
+        assert friend.send('/echo', *value) == value
+        told = r'args\[0\]\[0\]: function has no JSON form'
+        raised(module.BadCall, friend.send, '/echo', [make], match=told)
+        for bad in (b'[1', b'[1]]', b' [1] x', b'nul', b''):
+            assert service.answer('POST', '/echo', JSON, b'{"args":%b}' % bad)[0] == 400
+        assert service.answer('POST', '/echo', JSON, b' {"args":[ 1 ]} ')[2] == b'[1]'
+
+    def test_c_make_encoder(self, load, monkeypatch):
+        """Without json.encoder.c_make_encoder, as on PyPy, the documented encoder is used."""
+        monkeypatch.delattr(json.encoder, 'c_make_encoder', raising=False)
+        self.check(load('another'))
+
+    def test_scan_once(self, load, monkeypatch):
+        """Without JSONDecoder.scan_once the documented raw_decode is used."""
+
+        class Decoder(json.JSONDecoder):
+            def __init__(self, **options):
+                super().__init__(**options)
+                self.scan = vars(self).pop('scan_once')
+
+            def raw_decode(self, s, idx=0):
+                try:
+                    return self.scan(s, idx)
+                except StopIteration as error:
+                    raise json.JSONDecodeError('no value', s, error.value) from None
+
+        monkeypatch.setattr(json, 'JSONDecoder', Decoder)
+        self.check(load('another'))
+
+    def test_create_connection(self, monkeypatch, service, live):
+        """If http.client connects in a way of its own, a call works and has a limit."""
+
+        def connect(self):
+            self.sock = socket.create_connection((self.host, self.port), self.timeout)
+
+        monkeypatch.setattr(http.client.HTTPConnection, 'connect', connect)
+        assert live(Friend('app1', service.address)).send('/echo', 1) == 1
+        friend = live(Friend('app1', live(peer(drip())), timeout=0.05))
+        with soon():
+            raised(CallTimeout, friend.send, '/f')
+
+    def test_option_of_openssl(self, monkeypatch, live, tls_server, tls_client):
+        """Python names an option of TLS from 3.10 on; the caller's context keeps its own ones."""
+        monkeypatch.delattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', raising=False)
+        options = tls_server.options
+        service = live(make().start(0, '127.0.0.1', ssl_context=tls_server))
+        friend = live(Friend('app1', by_name(service), ssl_context=tls_client))
+        assert friend.send('/echo', 1) == 1
+        assert tls_server.options == options
+
+
 HEAVY = 'asyncio inspect argparse logging typing dataclasses difflib decimal uuid signal unittest'
 IMPORTED = """
 before = set(sys.modules)
@@ -833,7 +914,7 @@ def in_child(function):
     signal.alarm(10)
     try:
         code = function()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child must not go on as its parent
         sys.excepthook(*sys.exc_info())
         code = 99
     os._exit(code)
@@ -1257,6 +1338,124 @@ class TestErrors:
         error = error_of(500, json.dumps({'detail': 'why', 'exception': told}).encode())
         assert (type(error), str(error), type(error.type)) == (RemoteError, 'why', str)
 
+    def test_errno(self):
+        """An OSError arrives with the number that this system has for its name, if it has one."""
+
+        def fail(name):
+            number = getattr(errno, name)
+            raise OSError(number, os.strerror(number), 'a file')
+
+        friend = friend_of(fail)
+        for name in ('ENOTEMPTY', 'ENOENT'):
+            number = getattr(errno, name)
+            facts = {'errno': number, 'strerror': os.strerror(number)}
+            raised(OSError, friend.send, '/f', name, **facts)
+        for name in ('EWINDOWS', 'errorcode', ''):
+            assert remote_error('OSError', errno=name).errno is None
+        no_number = friend_of(lambda: raise_(OSError('no number')))
+        raised(OSError, no_number.send, '/f', errno=None)
+
+    def test_words_of_the_peer(self, live, caplog):
+        """What a peer says is printable in the log, and in an error its headers are."""
+        caplog.set_level('INFO', 'microconnect')
+        told = {'title': '', 'status': 503, 'detail': 'a\nERROR forged \x1b[31m\x9b'}
+        bad = response(json.dumps(told).encode(), '503 Busy', 'application/problem+json')
+        other = live(serving())
+        friend = live(Friend('app1', [live(peer(answers(bad))), other.address]))
+        assert friend.send('/echo', 1) == 1
+        (line,) = [line for line in caplog.messages if 'rests' in line]
+        assert line.isprintable() and 'ERROR forged' in line
+        reply = response(b'', '404 No', extra='Server: ng\x9b31m\r\nLocation: /\x85x\r\n')
+        friend = live(Friend('app1', live(peer(answers(reply)))))
+        assert str(raised(UnknownRule, friend.send, '/f')).isprintable()
+
+
+HEADER = 'Bearer hdr-s3cret-value'
+
+
+def shown(error):
+    """What a tool shows that prints the variables of a traceback, of all errors in the chain."""
+    told = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return ''.join(told.format())
+
+
+class TestTracebacks:
+    """Tools that show the variables of a traceback show no token."""
+
+    @pytest.mark.parametrize('host', ['in process', 'socket', 'tls'])
+    def test_of_a_friend(self, host, live, tls_server, tls_client):
+        """An error that leaves `send` holds neither the token nor the friend's own headers."""
+        service = make(token={'/fail': SECRET, '/echo': 'another-token'})
+        options = {'ssl_context': tls_client} if host == 'tls' else {}
+        if host != 'in process':
+            live(service.start(0, '127.0.0.1', ssl_context=tls_server if options else None))
+        where = service if host == 'in process' else by_name(service)
+        friend = live(Friend('app1', where, SECRET, headers={'X-Key': HEADER}, **options))
+        for rule, value, kind in (
+            ('/fail', 1, ValueError),
+            ('/fail', ..., BadCall),
+            ('/none', 1, UnknownRule),
+            ('/echo', 1, Forbidden),
+        ):
+            told = shown(raised(kind, friend.send, rule, 'ValueError', value))
+            assert SECRET not in told and HEADER not in told, rule
+
+    def test_of_a_call_that_was_not_answered(self, live, proxies, tls_client):
+        """Nor does the error of one that found nobody, was cut off or met a bad proxy."""
+        cut, dead = live(peer(answers(b''))), dead_address()
+        for address in (cut, dead, [dead, cut]):
+            friend = live(Friend('app1', address, SECRET, headers={'X-Key': HEADER}))
+            told = shown(raised(MicroconnectError, friend.send, '/f', 1))
+            assert SECRET not in told and HEADER not in told
+        proxy = live(peer(answers(response(b'', '403 Forbidden'))))
+        proxies(proxy.replace('http://', 'http://user:hdr-s3cret-value@'))
+        friend = live(Friend('app1', 'https://service.invalid', SECRET, ssl_context=tls_client))
+        assert 'hdr-s3cret-value' not in shown(raised(Unreachable, friend.send, '/f'))
+
+    def test_frames_of_users(self):
+        """The frames of a user's own functions keep their variables."""
+
+        class Item:
+            @property
+            def price(self):
+                own = 'my variable'
+                raise LookupError(own)
+
+        service = make(token=SECRET)
+
+        @service.typing('/own')
+        def own():
+            mine = 'my variable'
+            raise KeyError(mine)
+
+        friend = Friend('app1', service, SECRET)
+        for call in ('/echo', Item()), ('/own',):
+            told = shown(raised(LookupError, friend.send, *call))
+            assert "= 'my variable'" in told and SECRET not in told
+
+    def test_log(self, caplog):
+        """The log of a rule that raised begins at the rule's own frame, and holds no token."""
+        service = make_async(token=SECRET)
+        for rule in ('/fail', '/afail'):
+            caplog.clear()
+            body = json.dumps({'args': ['ValueError'], 'token': SECRET}).encode()
+            assert service.answer('POST', rule, JSON, body)[0] == 500
+            (record,) = caplog.records
+            assert SECRET not in shown(record.exc_info[1])
+            assert traceback.extract_tb(record.exc_info[2])[0].filename == __file__
+        service.stop()
+
+    def test_masked(self, caplog):
+        """A token in what a rule raises is masked in the reply, in a sent traceback, too."""
+        service = Microservice('app1', debug=True, token={'/b': ['t0ken-one', 't0ken-two']})
+        service.typing('/a', token=SECRET)(lambda: {}['s3cret-token'])
+        service.typing('/b')(lambda: {}['t0ken-two'])
+        for rule, token in (('/a', SECRET), ('/b', 't0ken-one')):
+            body = json.dumps({'token': token}).encode()
+            status, _, reply = service.answer('POST', rule, JSON, body)
+            assert status == 500 and reply.count(b'***') > 2
+            assert SECRET.encode() not in reply and b't0ken-' not in reply
+
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -1430,6 +1629,16 @@ ValueError: address is an empty list: give at least one
     Friend('app1', [])
 ValueError: 'localhost:5000' is not encrypted: write https:// or give no ssl_context
     Friend('app1', 'localhost:5000', ssl_context=client)
+ValueError: the header ... is set by each call itself
+    Friend('app1', '127.0.0.1:1', headers={X: 'v'})
+        'Host', 'content-length', 'Content-Type', 'Transfer-Encoding', 'Connection', 'Keep-Alive'
+        'TE', 'Trailer', 'Upgrade', 'Expect', 'Content-Digest', 'Signature-Input', 'Signature'
+ValueError: ... is no name of a header field (RFC 9110, 5.1)
+    Friend('app1', '127.0.0.1:1', headers={X: 'v'})
+        'X A', 'X-\xe9', '', 7, 'X\n'
+ValueError: the header X-Key has to be text without control characters
+    Friend('app1', '127.0.0.1:1', headers={'X-Key': X})
+        'p4ss\r\nY: 1', b'p4ss', 'p4ss\u20ac', None, 'p4ss\n'
 ValueError: method is one of ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS');
   a token is given by token=...
     aFriend.setRule('/secret', X)
@@ -1867,18 +2076,22 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
     ({-math.inf}, f'[0]: {NO_JSON}', ValueError),
     ([threading.Lock()], '[0]: _thread.lock has no JSON form', TypeError),
     ({'m': os}, "['m']: module has no JSON form", TypeError),
-    ([Sample], '[0]: type has no JSON form', TypeError),
+    ([Sample], '[0]: type has no JSON form: send its __name__', TypeError),
     ([Point], '[0]: type has no JSON form', TypeError),
     ([object()], '[0]: object has no JSON form', TypeError),
-    ([1j], '[0]: complex has no JSON form', TypeError),
+    ([1j], '[0]: complex has no JSON form: send its .real and .imag', TypeError),
+    ([ValueError()], '[0]: ValueError has no JSON form: send its text, or raise it', TypeError),
+    ([Holder(_a=1)], '[0]: Holder has no JSON form: its attributes all begin with _', TypeError),
     ([...], '[0]: ellipsis has no JSON form', TypeError),
     ([functools.partial(len)], '[0]: functools.partial has no JSON form', TypeError),
-    ([re.compile('x')], '[0]: ', TypeError),
+    ([re.compile('x')], '[0]: re.Pattern has no JSON form: send its .pattern', TypeError),
     ([NotATime(2024, 2, 29)], f'[0]: {__name__}.NotATime has no JSON form', TypeError),
     ({'a': NotADuration(1)}, f"['a']: {__name__}.NotADuration has no JSON", TypeError),
     (Holder(a=[1, NotThere()]), '.a[1]: pandas.NAType has no JSON form', TypeError),
     ([decimal.Decimal('NaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
     ([decimal.Decimal('sNaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
+    ([decimal.Decimal('Infinity')], '[0]: decimal.Decimal has no JSON form', TypeError),
+    ([decimal.Decimal('-Infinity')], '[0]: decimal.Decimal has no JSON form', TypeError),
     (collections.UserList([1, math.nan]), f'[1]: {NO_JSON}', ValueError),
 ]
 
@@ -2334,6 +2547,39 @@ class TestValues:
         assert ask(service, b'{"args": ' + body + b'}')[0] == 400
         assert service.ran == []
         raised(BadReply, value_of, body, match='the reply is not JSON: ')
+
+    def test_row(self, live):
+        """A row of sqlite3 is refused with the advice to send it as a dict."""
+        sqlite3 = pytest.importorskip('sqlite3')
+        base = live(contextlib.closing(sqlite3.connect(':memory:')))
+        base.row_factory = sqlite3.Row
+        row = base.execute('select 1 as a').fetchone()
+        call = functools.partial(Friend('app1', make()).send, '/echo')
+        raised(BadCall, call, row, match='send its items as a dict')
+        assert call(dict(row)) == {'a': 1}
+
+    def test_another_large_body(self, monkeypatch, live):
+        """Whoever waits for another large body to be decoded waits no longer than its own call."""
+        service, friend = live(calling())
+        large, locked, go_on = 'x' * (1 << 19), threading.Event(), threading.Event()
+
+        def hold():
+            with process_lock('decode'):
+                locked.set()
+                go_on.wait(TIMEOUT)
+
+        live(background(hold))
+        live(contextlib.ExitStack()).callback(go_on.set)
+        assert locked.wait(TIMEOUT)
+        limit(monkeypatch, patience=0.05)
+        told = 'being decoded; try again later'
+        raised(Busy, friend.send, '/echo', large, match=told, sent=False)
+        short = live(peer(answers(response(json.dumps([large]).encode()))))
+        short = live(Friend('app1', short, timeout=0.2))
+        raised(CallTimeout, short.send, '/f', match='being decoded; the call has run', sent=True)
+        go_on.set()
+        limit(monkeypatch, patience=TIMEOUT)
+        assert friend.send('/echo', large) == large and len(service.ran) == 1
 
 
 # --------------------------------------------------------------------------------------------- http
@@ -5536,8 +5782,7 @@ class TestLog:
         wanted = [
             f'INFO app1 listens on {address}, 2 rules',
             "DEBUG answered 200: '/echo' from ME in N ms",
-            "INFO refused 401: '/fail' from ME in N ms: "
-            "'/fail needs a token, and none was given'",
+            "INFO refused 401: '/fail' from ME in N ms: '/fail needs a token, and none was given'",
             "INFO refused 404: '/missing' from ME in N ms: ",
             "INFO refused 400: '' from ME in N ms: ",
             'INFO app1 stops',
