@@ -3498,6 +3498,63 @@ class TestTimeOfTheService(AllAtOnce):
             socket.setdefaulttimeout(before)
 
 
+class TestKeptTimeouts:
+    """The timeout that a socket has is left as it is while it fits."""
+
+    def test_no_system_call(self, monkeypatch, live):
+        """A call on a kept connection sets no timeout, on either side."""
+        _, friend = live(calling())
+        for number in range(3):
+            friend.send('/echo', number)
+        watch_calls(monkeypatch, '_TimedSocket.allow', sets := [])
+        assert [friend.send('/echo', number) for number in range(9)] == list(range(9))
+        assert sets == []
+
+    def test_shorter_one_is_waited_out(self, clock, live):
+        """A connection may be idle for longer than a request may take to come."""
+        service = live(serving(read_timeout=0.05, idle_timeout=60))
+        sock = live(connect(service))
+        for _ in range(2):
+            sock.sendall(request()[:-3])
+            until(lambda: connections_of(service, 'reading'))
+            sock.sendall(request()[-3:])
+            assert statuses(receive(sock, b'"x"]')) == [200]
+            until(lambda: connections_of(service, 'idle'))
+            threading.Event().wait(0.1)  # in which the socket's own timeout runs out
+        assert len(connections_of(service, 'idle')) == 1
+
+    def test_frozen_clock(self, monkeypatch, live):
+        """Whoever stops `time.monotonic`, as freezegun does, stops no call and no wait."""
+        friend = live(Friend('app1', live(peer(drip())), timeout=0.05))
+        monkeypatch.setattr(time, 'monotonic', lambda: 1000.0)
+        raised(CallTimeout, friend.send, '/f')
+        assert friend.ping(0.05) is False
+        raised(CallTimeout, friend.wait, 0.05)
+
+    def test_closed_socket(self, live):
+        """What is sent on a closed connection is an error, and never goes into another file."""
+        ours, _ = map(live, socket.socketpair())
+        timed = TimedSocket(ours)
+        ours.close()
+        live(open(os.devnull, 'wb'))  # noqa: SIM115 - it may get the same descriptor
+        raised(OSError, timed.sendall, b'secret', 1)
+
+    def test_slow_but_steady(self, live):
+        """A send that takes its time has one limit in all, however often some bytes move."""
+        ours, theirs = map(live, socket.socketpair())
+        timed = TimedSocket(ours)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def read():
+            while theirs.recv(1024):
+                threading.Event().wait(0.005)
+
+        live(background(read))
+        live(contextlib.ExitStack()).callback(ours.shutdown, socket.SHUT_WR)
+        with soon():
+            raised(socket.timeout, timed.sendall, b'x' * (4 << 20), 0.1)
+
+
 class TestTimeOfACall(AllAtOnce):
     """The timeout of a call is for all of it."""
 
@@ -3605,6 +3662,19 @@ class TestTimeOfACall(AllAtOnce):
             with soon():
                 raised(CallTimeout, send, second, '/hold')
             service.release.set()
+
+    def test_timeout_as_an_argument(self):
+        """Who passes timeout= to a function that has none is told of `within`."""
+        service = make()
+        service.typing('/one')(lambda a: a)
+        service.typing('/two')(lambda timeout: timeout)
+        friend = Friend('app1', service)
+        call = functools.partial(friend.send, '/one', 1, timeout=5)
+        told = re.escape('(within(5).send(...) sets the seconds of a call)') + '$'
+        raised(BadArguments, call, match=told)
+        status, _, told = ask(service, b'{"kwargs":{"timeout":5}}', '/one')
+        assert status == 422 and 'within' not in told['detail']  # the wire knows no Friend
+        assert friend.send('/two', timeout=5) == 5
 
 
 def found_at(*address):
@@ -3714,6 +3784,28 @@ class TestFriend:
         for copied in (copy.copy, copy.deepcopy, pickle.dumps):
             friend = Friend('app1', '127.0.0.1:1')
             raised(TypeError, copied, friend, match='make one in each process')
+
+    def test_own_headers(self, live):
+        """A friend's own headers go with each call, of `send`, `asend` and `ping`."""
+        headers, got = {'X-Api-Key': 'k', 'User-Agent': 'mine/1'}, []
+        address = live(peer(answers(*[response(extra=CLOSE)] * 3, got=got)))
+        friend = live(Friend('app1', address, headers=headers))
+        friend.send('/f')
+        asyncio.run(friend.asend('/f'))
+        assert friend.ping() and len(got) == 3
+        for data in got:
+            lines = data.partition(b'\r\n\r\n')[0].decode().split('\r\n')
+            assert 'X-Api-Key: k' in lines
+            assert [line for line in lines if 'agent' in line.lower()] == ['User-Agent: mine/1']
+
+    def test_own_headers_in_process(self, monkeypatch):
+        """In process, too, a friend's own headers reach the service."""
+        service, seen = make(), []
+        answer = service.answer
+        note = lambda *args: seen.append(args[2]) or answer(*args)  # noqa: E731
+        monkeypatch.setattr(service, 'answer', note)
+        assert Friend('app1', service, headers={'X-Api-Key': 'k'}).send('/echo', 1) == 1
+        assert seen[0]['X-Api-Key'] == 'k'
 
 
 def look_up_by(monkeypatch, found, tried):
@@ -3916,6 +4008,18 @@ class TestConnections:
         assert complaints() == []
         until_released(before)
 
+    def test_forked_while_it_connects(self, monkeypatch):
+        """A fork that falls while a friend connects inherits no connection."""
+        seen = []
+
+        def connect(sock, _):
+            seen.append(is_closed_by_forks(sock))
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket.socket, 'connect', connect)
+        raised(Unreachable, Friend('app1', '127.0.0.1:9').send, '/f')
+        assert seen == [True]
+
 
 CLOSE = 'Connection: close\r\n'  # or the next call could meet the end of the connection
 
@@ -4002,6 +4106,17 @@ class TestSeveralAddresses:
         friend = live(Friend('app1', ['192.0.2.1', service.address], timeout=9))
         assert (friend.send('/echo', 1), silent) == (1, [4.5])
 
+    @pytest.mark.parametrize('status', [408, 502, 503, 504])
+    def test_outage_of_a_proxy(self, status, service, live):
+        """What a proxy says of an outage proves nothing: no other address is tried."""
+        told = json.dumps({'title': 'x', 'status': 1, 'detail': 'd'}).encode()
+        bodies = [(b'', 'text/html'), (told, 'application/problem+json'), (told, None)]
+        for body, kind in bodies:
+            reply = response(body, f'{status} No', kind)
+            friend = live(Friend('app1', [live(peer(answers(reply))), service.address]))
+            raised(MicroconnectError, friend.send, '/echo', 1, sent=True, status=status)
+        assert service.ran == []
+
 
 @pytest.fixture
 def tls_service(tls_server):
@@ -4036,6 +4151,8 @@ class TestWaiting:
         """ping is False for a busy service, and for a listener that does not speak HTTP."""
         replies, got = {response(): True, response(b'', '404 Not Found', extra=CLOSE): True}, []
         replies.update({BUSY: False, b'SSH-2.0\r\n': False})
+        for status in (408, 500, 502, 503, 504):  # of a proxy in front of it
+            replies[response(b'', f'{status} No', extra=CLOSE)] = False
         address = live(peer(answers(*replies, got=got)))
         for alive in replies.values():
             with Friend('app1', address) as friend:
