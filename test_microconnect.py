@@ -5031,7 +5031,7 @@ PATHS = [
 
 EXACT = [  # status; targets of requests
     (200, ['/%65cho', '/ech%6F', '/ech%6f', '/echo?', 'http://else:1/echo']),
-    (404, ['/echo/', '/Echo', '//echo', '/./echo', '/echo?x=1', '/%2565cho']),
+    (404, ['/echo/', '/Echo', '//echo', '/./echo', '/echo?x=1', '/%2565cho', '/a|b[c]^d']),
     (400, ['/%ff', '/%6', '/echo#x']),
 ]
 
@@ -5814,6 +5814,22 @@ class TestAnswer:
         service.typing('/', methods=('GET',), token='mine')(lambda: 'mine')
         assert service.answer('GET', '/', JSON, b'{"token":"mine"}')[2] == b'["mine"]'
 
+    def test_decorator_that_fails_afterwards(self):
+        """A function that ran is never told as one that did not, whatever its decorator raises."""
+        ran = []
+
+        def adding(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                function(1, 2, *args)
+                raise TypeError('the decorator failed')
+
+            return wrapper
+
+        rule = adding(lambda a, b, c: ran.append(c))
+        error = raised(RemoteError, friend_of(rule).send, '/f', 3, sent=True)
+        assert ran == [3] and not isinstance(error, BadArguments)
+
 
 RULES = {  # what a service tells of its rules
     '/divide': ('(a, b, *, floor=False)', 'Divide a by b.', ['POST'], False),
@@ -5933,6 +5949,27 @@ class TestLog:
         assert all(line.caller.startswith('127.0.0.1') for line in told)
         assert '\n' not in caplog.messages[-1]  # what a caller says cannot make a line of its own
 
+    def test_records(self, caplog):
+        """Each record has all the fields, a pattern to group by, and the place that logs."""
+        caplog.set_level(logging.DEBUG, 'microconnect')
+        with serving() as service:
+            for rule in ('/echo', '/fail', '/none'):
+                ask(service, b'{"args": ["ValueError"]}', rule)
+        for record in caplog.records:
+            assert {'rule', 'status', 'caller', 'milliseconds'} <= set(vars(record))
+            assert record.funcName not in ('_log', 'error', 'info', 'debug', 'warning')
+        patterns = {record.msg for record in caplog.records}
+        assert 'answered %s: %r in %.1f ms' in patterns and '%s raised%s' in patterns
+        assert 'refused %s: %r in %.1f ms: %r' in patterns
+        (error,) = [record for record in caplog.records if record.levelname == 'ERROR']
+        assert (error.rule, error.status) == ('/fail', 500)
+
+    def test_value_that_is_refused(self, lines):
+        """A value without a JSON form is one line, without a traceback."""
+        raised(TypeError, friend_of(lambda: make).send, '/f')
+        told = 'TypeError: reply[0]: function has no JSON form: send its result'
+        assert lines()[0] == f'ERROR /f raised: {told}'
+
     def test_off(self, caplog, monkeypatch, live):
         """At the default level a call that succeeds is not even timed for the log."""
         never_log_calls(monkeypatch)
@@ -6023,6 +6060,15 @@ class TestPages:
         assert 'POST' in told['access-control-allow-methods']
         assert told['access-control-allow-headers'] == 'Content-Type'
         assert asked(ask, service, ORIGIN, path='/aecho', **PREFLIGHT)[0] == seen
+        for names, allowed in (
+            ('content-type, signature, traceparent', 'content-type, signature, traceparent'),
+            ('x-a;\x0b evil', 'x-a, evil'),
+        ):
+            wanted = {**PREFLIGHT, 'Access-Control-Request-Headers': names}
+            if ask is not by_listener or names.isprintable():
+                told = asked(ask, service, ORIGIN, **wanted)[1]
+                assert told['access-control-allow-headers'] == allowed
+                assert told['access-control-expose-headers'] == '*'
         for other, refusing in (('https://evil.example', service), (ORIGIN, make())):
             seen, told, _ = asked(ask, refusing, other, **PREFLIGHT)
             assert seen[:2] == (403, None) and 'access-control-allow-methods' not in told
@@ -6352,6 +6398,30 @@ class TestAsyncRules:
         assert friend.send('/aecho', 1) == 1
         service.stop()
 
+    def test_stop_of_another_service(self):
+        """stop cancels the async calls and tasks of its own service; those of another go on."""
+        ended, services = [], [make_async(), make_async()]
+
+        async def wait(service):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(service)
+
+        async def leave(service):
+            service.left = asyncio.ensure_future(wait(service))
+            await asyncio.sleep(0)
+
+        for service in services:
+            service.typing('/leave')(lambda service=service: leave(service))
+            Friend('app1', service).send('/leave')
+        services[0].stop()
+        until(lambda: ended)
+        assert Friend('app1', services[1]).send('/aecho', 1) == 1
+        assert ended == services[:1]
+        services[1].stop()
+        until(lambda: len(ended) == 2)
+
 
 # --------------------------------------------------------------------------------------------- WSGI
 
@@ -6468,6 +6538,47 @@ class TestAsgi:
     def test_recognised(self):
         """Servers recognise it as ASGI 3: it is a coroutine function."""
         assert inspect.iscoroutinefunction(make().asgi)
+
+    def test_at_once(self):
+        """While plain rules keep the loop's threads busy, what needs none is answered at once."""
+        service = holding(make(origins=[ORIGIN], token={'/echo': SECRET}))
+        asked = {'origin': ORIGIN, 'access-control-request-method': 'POST'}
+        requests = [('GET', '/', {}), ('OPTIONS', '/echo', asked), ('POST', '/none', JSON)]
+        for headers in ({'content-type': 'text/plain'}, JSON, {**JSON, 'origin': 'http://evil'}):
+            requests.append(('POST', '/echo', headers))
+
+        async def ask_all():
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+            busy = asyncio.ensure_future(service.aanswer('POST', '/hold', JSON, b'{}'))
+            while not service.held.acquire(blocking=False):
+                await asyncio.sleep(0.001)
+            calls = [service.aanswer(*one, b'{}') for one in requests]
+            answers = [await asyncio.wait_for(call, TIMEOUT) for call in calls]
+            service.release.set()
+            return (await busy)[0], [status for status, _, _ in answers]
+
+        assert asyncio.run(ask_all()) == (200, [200, 200, 404, 415, 401, 403])
+
+    def test_large_body(self, monkeypatch):
+        """A large body is decoded off the loop, a small one for an async rule on it."""
+        service, here = make_async(), threading.current_thread()
+        watch_calls(monkeypatch, '_parse_call', threads := [])
+        for size in (10, 1 << 19):
+            body = json.dumps({'args': ['x' * size]}).encode()
+            assert by_asgi(service, 'POST', '/aecho', JSON, body)[0] == 200
+        assert [thread is here for thread in threads] == [True, False]
+
+    def test_context(self):
+        """A plain rule sees the context variables of its request."""
+        variable = contextvars.ContextVar('variable', default=0)
+        service = service_of(variable.get)
+
+        async def ask_once():
+            variable.set(7)
+            return (await service.aanswer('POST', '/f', JSON, b'{}'))[2]
+
+        assert asyncio.run(ask_once()) == b'[7]'
 
 
 HOSTED = """
@@ -6746,6 +6857,81 @@ class TestListener:
         socks[1].sendall(data[-100:])
         assert statuses(receive(socks[1], b'x"]')) == [200]
 
+    def test_who_moves_is_kept(self, monkeypatch, clock, live):
+        """No request is ended whose bytes move; a newcomer that finds no room in time is 503."""
+        limit(monkeypatch, held=300000, stall=2)
+        data = request(b'{"args":["%b"]}' % (b'x' * 90000))
+        service, friend = live(calling(max_body=100000))
+        socks = [live(connect(service)) for _ in range(3)]
+        for sock in socks:
+            sock.sendall(data[:-100])
+        until(lambda: unread_bytes_of(service) > 3 * 89000)
+        call = live(background(friend.send, '/echo', 'x' * 90000))
+        until(lambda: unread_bytes_of(service) > 300000)
+        clock.shift(0.5)
+        for sock in socks:
+            sock.sendall(data[-100:-99])
+        for seconds in (0, 1.5, 1.5):  # all of them wait for room from now on
+            clock.shift(seconds)
+            until(lambda: all(c.timed.moved_at == clock.now for c in connections_of(service)))
+        with Friend('app1', service.address) as other:
+            assert other.send('/echo', 'small') == 'small' and not call.done()
+        clock.shift(0.51)
+        told = 'too many large requests at once'
+        raised(Busy, call.result, TIMEOUT, match=told, status=503, sent=False)
+        for sock in socks:
+            sock.sendall(data[-99:])
+            assert statuses(receive(sock, b'x"]')) == [200]
+
+    def test_reply_that_nobody_takes(self, monkeypatch, clock, live):
+        """A large reply that nobody takes is cut when room for another one is needed."""
+        limit(monkeypatch, held=0)
+        service, friend = live(calling(max_body=8 << 20, read_timeout=9999, idle_timeout=9999))
+        service.typing('/large')(lambda: 'x' * (7 << 20))
+
+        def sending():
+            return [one for one in connections_of(service, 'sending') if one.held]
+
+        socks = [live(connect(service)) for _ in range(2)]
+        for count, sock in enumerate(socks, 1):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            sock.sendall(request(b'{}', '/large'))
+            until(lambda count=count: len(sending()) == count)
+        assert friend.send('/echo', 'small') == 'small' and len(sending()) == 2
+        assert len(friend.send('/large')) == 7 << 20 and len(sending()) == 2  # they do not stall
+        until(lambda: clock.shift(1) or (friend.send('/large') and len(sending()) == 1))
+        cut, whole = sorted(len(receive(sock, b'x"]')) for sock in socks)
+        assert cut < 7 << 20 < whole
+
+    def test_no_memory_for_a_newcomer(self, monkeypatch, live):
+        """A newcomer for which no memory is left is dropped; the others are served."""
+        _, friend = live(calling())
+        fail_first_connection(monkeypatch, MemoryError())
+        raised(ConnectionLost, friend.send, '/echo', 1)
+        assert friend.send('/echo', 2) == 2
+
+    def test_thread_that_is_never_born(self, monkeypatch, clock, live):
+        """A connection whose thread never begins holds up no other one, nor the stop."""
+        start, hung, never = threading.Thread.start, [], threading.Event()
+
+        def hang_once(thread):
+            if hung:
+                return start(thread)
+            hung.append(thread)
+            never.wait(TIMEOUT)
+
+        service = live(serving(max_connections=1))
+        monkeypatch.setattr(threading.Thread, 'start', hang_once)
+        sock = live(connect(service))
+        until(lambda: hung)
+        clock.shift(2.01)
+        assert live(Friend('app1', service.address)).send('/echo', 1) == 1
+        assert receive(sock) == b''
+        clock.go_on()
+        with soon():
+            service.stop()
+        never.set()
+
     def test_two_of_the_largest_requests(self, monkeypatch, live):
         """However large max_body is, two bodies of that size may come at once."""
         limit(monkeypatch, held=1)
@@ -6970,6 +7156,9 @@ class TestStart:
         caplog.set_level(logging.DEBUG, 'microconnect')
         ask(service)
         assert len(caplog.messages) == 1
+        caplog.set_level(logging.WARNING, 'microconnect')
+        ask(service)
+        assert len(caplog.messages) == 1
         service.debug = True
         ask(service)
         assert capsys.readouterr().err.startswith("app1: answered 200: '/echo'")
@@ -7041,6 +7230,29 @@ class TestStart:
         friend = live(Friend('app1', again.address, timeout=TIMEOUT))
         assert friend.send('/f') == 4
         raised(UnknownRule, friend.send, '/other')
+
+    def test_the_same_cell_run_again(self, monkeypatch, live):
+        """In a notebook a cell that starts the service again, in the same way, returns it."""
+        service = live(make().start(0, '127.0.0.1'))
+        again = functools.partial(raised, RuntimeError, service.start, 0, match='serves already')
+        again('127.0.0.1')
+        monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+        assert service.start(0, '127.0.0.1') is service
+        again('127.0.0.1', True)
+        again('localhost')
+
+    def test_what_a_cell_ends(self, monkeypatch, live):
+        """A cell ends the older service of its name, host and port alone, and takes nothing."""
+        monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+        port = int(dead_address().rpartition(':')[2])
+        older = live(make(token=SECRET).start(port, '127.0.0.1'))
+        elsewhere = live(make().start(port, '127.0.0.2'))
+        wrong = functools.partial(make().start, port, '127.0.0.1', ssl_context='x')
+        raised(TypeError, wrong)
+        assert is_serving(older)
+        newer = live(Microservice('app1').start(port, '127.0.0.1'))
+        assert not is_serving(older) and is_serving(elsewhere)
+        assert newer.rules() == {} and not newer.token
 
     @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux spreads calls')
     def test_shared_port(self, live):
@@ -7239,6 +7451,16 @@ class TestStop:
         gc.collect()
         until_released(before)
 
+    def test_what_is_not_in_progress(self, caplog, live):
+        """A call whose reply has left is not in progress any more."""
+        caplog.set_level('INFO', 'microconnect')
+        service, friend = live(calling())
+        for number in range(5):
+            friend.send('/echo', number)
+            assert not connections_of(service, 'answering')
+        service.stop()
+        assert 'app1 stops' in caplog.messages
+
 
 def broken_pipe():
     reading, writing = os.pipe()
@@ -7427,11 +7649,16 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('send URL /lines', 1, '', 'microconnect: /lines at URL: ValueError: one two\n'),
     ('send URL /divide 7', 1, '', 'microconnect: /divide at URL: '),
     ('send URL /divid 7 2', 1, '', "microconnect: /divid at URL: no rule '/divid' here: did you"),
-    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token'),
+    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token... by --token'),
+    ('send URL /f a=1 a=2', 2, '', 'microconnect: a is given twice\n'),
+    ('send URL /f -x', 2, '', 'usage: ... write -- before words that begin with -'),
     ('--token s3cret-token URL /echo text', 0, '"text"', ''),
     ('--token s3cret-token URL /echo --raw text', 0, 'text', ''),
     ('--token s3cret-token URL /echo --raw ""', 0, '\n', ''),
     ('--token s3cret-token URL /echo --raw [1,"a"]', 0, '[1, "a"]', ''),
+    ('--token s3cret-token URL /echo True', 0, 'true', ''),
+    ('--token s3cret-token URL /echo a=False b=None', 0, '[[], {"a": false, "b": null}]', ''),
+    ('--token s3cret-token URL /echo "True"', 0, '"True"', ''),
     ('--token s3cret-token URL /echo "7"', 0, '"7"', ''),
     ('--token s3cret-token URL /echo NaN', 0, '"NaN"', ''),
     ('--token s3cret-token URL /echo \xfc', 0, '"\xfc"', ''),
@@ -7600,6 +7827,45 @@ class TestShell:
         assert (' send http://127.0.0.1:5000 /helloworld' in printed) == (words == ['--help'])
         raised(SystemExit, shell, ['--version'], code=0)
         assert capsys.readouterr().out == f'{microconnect.__version__}\n'
+
+    def test_options_of_a_call(self, live, capsys):
+        """--method and --header go with the call."""
+        address = live(peer(answers(response(), got=(got := []))))
+        headers = ('--header', 'X-Api-Key: a: b', '--header', 'X-Two:2')
+        assert shell(['send', address, '/f', '--method', 'PUT', *headers]) == 0
+        assert capsys.readouterr().out == '"x"\n'
+        head = got[0].partition(b'\r\n\r\n')[0].decode().split('\r\n')
+        assert head[0] == 'PUT /f HTTP/1.1' and {'X-Api-Key: a: b', 'X-Two: 2'} <= set(head)
+
+    def test_printed_json(self, live, capsys):
+        """What a terminal would obey is escaped in the JSON that is printed."""
+        service = live(serving(service_of(lambda: 'a\x9b\x7f\u202e\u200fb\xe9')))
+        assert shell(['send', service.address, '/f']) == 0
+        assert capsys.readouterr().out == '"a\\u009b\\u007f\\u202e\\u200fb\xe9"\n'
+
+    def test_wide_rules(self, live, capsys):
+        """The list of rules is padded to a bounded width."""
+        facts = {'signature': '()', 'doc': 'd', 'methods': ['POST'], 'token': False}
+        service = live(serving(Microservice('app1')))
+        service.typing('/rules')(lambda: {'/' + 'x' * 100000: facts, '/a': facts})
+        assert shell(['rules', service.address]) == 0
+        assert len(capsys.readouterr().out) < 100200
+
+    def test_broken_pipe(self, live):
+        """Where nobody reads the output a command ends with 1, and says nothing."""
+        service = live(serving(service_of(lambda: 'x' * 1000000)))
+        process = live(running('-m', 'microconnect', 'send', service.address, '/f'))
+        process.stdout.close()
+        assert process.stderr.read() == b''
+        assert process.wait(TIMEOUT) == 1
+
+    @needs_signals
+    def test_closed_input(self, live):
+        """- with a closed standard input is an empty text."""
+        words = [sys.executable, microconnect.__file__, 'send', live(serving()).address]
+        command = f'exec {" ".join(map(shlex.quote, words))} /echo - <&-'
+        done = subprocess.run(['sh', '-c', command], stdout=subprocess.PIPE, timeout=3 * TIMEOUT)
+        assert (done.returncode, done.stdout) == (0, b'""\n')
 
 
 # ---------------------------------------------------------------------------------------- documents
