@@ -14,6 +14,7 @@ Sockets are real, on port 0 of 127.0.0.1.  Nothing that has to succeed has less 
 """
 
 import asyncio
+import atexit
 import builtins
 import collections
 import concurrent.futures
@@ -177,6 +178,11 @@ def unread_bytes_of(service):
 
 def is_stopping(service):
     return service._listener.stop_by is not None
+
+
+def fail_to_decode(monkeypatch, error):
+    """Let the next decoding raise *error*."""
+    fail_once(monkeypatch, microconnect, '_decode', error)
 
 
 def is_closed_by_forks(sock):
@@ -921,7 +927,7 @@ def in_child(function):
 
 
 PRELUDE = """
-import asyncio, builtins, logging, os, signal, socket, sys, threading, warnings
+import asyncio, atexit, builtins, contextlib, logging, os, signal, socket, sys, threading, warnings
 from microconnect import *
 warnings.simplefilter('ignore')  # Python 3.12 warns of a fork beside threads
 """
@@ -1060,10 +1066,59 @@ def after_stop_the_port_is_free_though_a_child_lives_on(Micro):
     os.waitpid(child, 0)
 
 
-@prints('1 2')
+@prints('1 2 3')
 def a_process_ends_without_a_word_while_it_serves_and_is_connected(Micro):
     friend = globals()['friend'] = Friend('app1', Micro.start().address)
+    atexit.register(lambda: print(friend.send('/aecho', 3)))
     print(friend.send('/echo', 1), friend.send('/aecho', 2))
+
+
+@prints('left')
+def a_process_ends_though_an_asend_that_nobody_awaits_has_no_reply(Micro):
+    async def leave():
+        call = Friend('app1', f'127.0.0.1:{silent.getsockname()[1]}').asend('/f')
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(call, 0.05)
+
+    silent = globals()['silent'] = socket.create_server(('127.0.0.1', 0))
+    asyncio.run(leave())
+    print('left')
+
+
+@prints('7 stopped')
+def a_signal_to_a_child_of_run_ends_the_child_alone(Micro):
+    def child():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.read(os.pipe()[0], 1)
+        except KeyboardInterrupt:
+            return 7
+
+    def fork_and_stop():
+        show(in_child(child))
+        Micro.stop()
+
+    show = print
+    builtins.print = lambda *_, **how: threading.Thread(target=fork_and_stop).start()
+    Micro.run()
+    show('stopped')
+
+
+@prints('http: True True')
+def run_leaves_an_ignored_signal_ignored_and_gives_the_wakeup_descriptor_back(Micro):
+    def ignore_and_stop(*_, **how):
+        os.kill(os.getpid(), signal.SIGINT)
+        show(Micro.address[:5])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    show, (_, theirs) = print, socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    builtins.print = ignore_and_stop
+    Micro.run()
+    show(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+    show(signal.set_wakeup_fd(-1) == theirs.fileno())
 
 
 @prints('ended twice')
@@ -1813,7 +1868,7 @@ class TestMistakes:
         """The limits and times that nobody gives are those that the docstrings tell."""
         service, friend = Microservice('app1'), Friend('app1', 'http://127.0.0.1:9')
         told = {'port': 5000, 'host': '0.0.0.0', 'max_body': 8 << 20, 'max_head': 32 << 10}
-        told.update(read_timeout=20, idle_timeout=75, max_connections=1000)
+        told.update(read_timeout=20, idle_timeout=75, max_connections=1000, max_age=300)
         assert {name: getattr(service, name) for name in told} == told
         assert (friend.timeout, friend.max_body) == (60, 8 << 20)
         for function, last in ((Friend.ping, 5), (Friend.wait, 60), (Microservice.stop, 10)):
@@ -2334,6 +2389,10 @@ class TestValues:
             body = b'[' * more + opening * times + b'1' + closing * times + b']' * more
             assert decodes(body) == (TOO_DEEP if depth > 200 else ''), depth
             assert decodes(b' \n' + body + b'\t') == decodes(body)
+        for arrays in (1, 100, 102, 200):  # then objects
+            text = '[' * arrays + '{"a":' * (201 - arrays) + '1' + '}' * (201 - arrays)
+            assert decodes((text + ']' * arrays).encode()) == TOO_DEEP
+            assert decodes((text[1:] + ']' * (arrays - 1)).encode()) == ''
 
     @pytest.mark.parametrize('depth', [199, 200, 201, 202, 5000])
     def test_depth_of_messages(self, depth, live):
@@ -2655,7 +2714,7 @@ REFUSED_HEADS = [  # status, message; heads but for the empty line
             b'', b'identity', b'xchunked', b'"chunked"', b'chunked, gzip', b'chunked, chunked',
             b'chunked\r\n' + CODING + b'chunked',
         )]),
-        (501, NO_CODING, (CODING + b'gzip, chunked', CODING + b'gzip\r\n' + CODING + b'chunked')),
+        (501, NO_CODING, (CODING + b'GZIP , Chunked', CODING + b'gzip\r\n' + CODING + b'chunked')),
         (417, 'the only expectation met is 100-continue', (b'Expect: tea',)),
     ]
 ]
@@ -2959,6 +3018,7 @@ REPLY_HEADS = [  # head, but for its empty line; status, length, seconds kept al
     (OK + b'Transfer-Encoding: chunked\r\n', 200, CHUNKED, 4.0),
     (OK + b'Connection: Close\r\n' + LENGTH, 200, 3, 0.0),
     (OK + b'Keep-Alive: max=9, timeout=10\r\n' + LENGTH, 200, 3, 9.0),
+    (b'HTTP/1.1 103 Early\r\n' + LENGTH, 103, 0, 4.0),
     (b'HTTP/1.1 204 No\r\n', 204, 0, 4.0),
     (b'HTTP/1.1 304 No\r\n' + LENGTH, 304, 0, 4.0),
 ]
@@ -3629,6 +3689,11 @@ class TestTimeOfACall(AllAtOnce):
         told = "'Friend' object has no attribute 'sned'"
         raised(AttributeError, lambda: patient.sned('/echo'), match=told)
 
+    def test_within_of_a_subclass(self):
+        """`within` of a class derived from Friend is of that class."""
+        sub = type('Sub', (Friend,), {})
+        assert type(sub('app1', make()).within(1)) is sub
+
     @needs_timers
     def test_signals(self, live):
         """Signals that arrive all the time do not extend the timeout."""
@@ -3894,7 +3959,7 @@ class TestAddresses:
             friend = live(Friend('app1', '[fe80::1%eth0]:5000'))
             raised(Unreachable, friend.send, '/echo', match=r'cannot connect to \[fe80::1\]:5000')
         assert tried == [('fe80::1', 5000, 0, 7)]
-        port = int(live(peer(answers(response(), got=got))).rpartition(':')[2])
+        port = int(live(peer(answers(response(), response(), got=got))).rpartition(':')[2])
 
         def look_up(host, *args, look_up=socket.getaddrinfo, **kwargs):
             asked.append(host)
@@ -3903,7 +3968,8 @@ class TestAddresses:
 
         monkeypatch.setattr(socket, 'getaddrinfo', look_up)
         assert live(Friend('app1', f'[fe80::1%eth0]:{port}')).send('/echo') == 'x'
-        assert asked[0] == 'fe80::1%eth0'
+        assert live(Friend('app1', f'[fe80::1%25eth0]:{port}')).send('/echo') == 'x'  # RFC 6874
+        assert asked[:2] == ['fe80::1%eth0'] * 2
         assert f'Host: [fe80::1]:{port}' in got[0].decode().split('\r\n')
 
 
@@ -4212,6 +4278,13 @@ class TestWaiting:
         replies = [response(b'', '502 Bad Gateway', extra=CLOSE), *[BUSY] * 99]
         friend = live(Friend('app1', live(peer(answers(*replies)))))
         raised(CallTimeout, friend.wait, 1.4, match='within 1.4 s: it answered 503')
+
+    def test_wait_asks_often(self, clock, monkeypatch, live):
+        """wait asks ten times a second."""
+        slept = []
+        monkeypatch.setattr(time, 'sleep', lambda s: slept.append(s) or clock.shift(s))
+        raised(CallTimeout, live(Friend('app1', dead_address())).wait, 1)
+        assert slept[:9] == [0.1] * 9
 
 
 X, Y, Z = response(), response(b'["y"]'), response(b'["z"]')
@@ -4541,6 +4614,7 @@ class TestProxies:
         for user, address, line, host in (
             ('me:se%20cret@', 'http://service.invalid:5000/v1', ':5000/v1/echo', ':5000'),
             ('me:se%20cret@', 'service.invalid', ':80/echo', ':80'),
+            ('me@', 'service.invalid', ':80/echo', ':80'),
             ('', 'http://b\xfccher.invalid', ':80/echo', ':80'),
         ):
             got = []
@@ -4551,8 +4625,9 @@ class TestProxies:
             assert lines[0] == f'POST http://{name}{line} HTTP/1.1'
             assert f'Host: {name}{host}' in lines
             passwords = [line for line in lines if 'authorization' in line.lower()]
-            known = 'Proxy-Authorization: Basic bWU6c2UgY3JldA=='
-            assert passwords == ([known] if user else [])
+            known = {'me:se%20cret@': 'bWU6c2UgY3JldA==', 'me@': 'bWU6'}
+            known = [f'Proxy-Authorization: Basic {known[user]}'] if user else []
+            assert passwords == known
 
     def test_https(self, proxies, tls_server, tls_client, live):
         """A call over TLS goes through a tunnel: the proxy sees the name, and no more."""
@@ -4599,6 +4674,12 @@ class TestProxies:
         facts = {'match': trap.partition('//')[2], 'sent': status.startswith('502')}
         friend = live(Friend('app1', 'http://service.invalid'))
         raised(MicroconnectError, friend.send, '/echo', **facts)
+
+    def test_proxy_that_speaks_no_http(self, proxies, tls_client, live):
+        """A proxy whose answer to CONNECT is not HTTP makes the service Unreachable."""
+        proxies(live(peer(answers(b'SSH-2.0-OpenSSH\r\n'))))
+        friend = live(Friend('app1', 'https://service.invalid', ssl_context=tls_client))
+        raised(Unreachable, friend.send, '/echo', match='cannot connect to the proxy')
 
     def test_dripping_tunnel(self, proxies, tls_client, live):
         """A proxy that answers byte by byte has no more time than the call."""
@@ -4745,6 +4826,35 @@ class TestTls:
         friend = live(Friend('app1', by_name(tls_service), ssl_context=tls_client))
         assert friend.send('/echo', 1) == 1
         assert tls_service.ran == [((1,), {})]
+
+    def test_stop_in_a_call(self, tls_server, tls_client, live):
+        """At stop a call in flight still gets its reply."""
+        service = holding(make())
+        live(service.start(0, '127.0.0.1', ssl_context=tls_server))
+        friend = live(Friend('app1', by_name(service), ssl_context=tls_client))
+        call = live(background(friend.send, '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        stopping = live(background(service.stop))
+        until(lambda: is_stopping(service) and all(c.is_ended for c in connections_of(service)))
+        service.release.set()
+        assert call.result(TIMEOUT) == 'held' and stopping.result(TIMEOUT) is None
+
+    def test_ended_in_the_handshake(self, tls_server, tls_client, monkeypatch, live):
+        """A call that comes with a handshake after which the connection is ended is not run."""
+        shake, service, sent = ssl.SSLSocket.do_handshake, make(), threading.Event()
+
+        def shake_and_end(sock, *args):
+            shake(sock, *args)
+            if sock.server_side:
+                sent.wait(TIMEOUT)
+                connections_of(service)[0].end()
+
+        monkeypatch.setattr(ssl.SSLSocket, 'do_handshake', shake_and_end)
+        live(service.start(0, '127.0.0.1', ssl_context=tls_server))
+        sock = live(tls_client.wrap_socket(connect(service), server_hostname='localhost'))
+        sock.sendall(request())
+        sent.set()
+        assert statuses(receive(sock)) == [408] and service.ran == []
 
 
 async def until_held(service):
@@ -5666,6 +5776,10 @@ class TestAnswer:
         monkeypatch.setattr(logging.getLogger('microconnect'), 'disabled', True)
         error = raised(SyntaxError, friend_of(function, debug=True).send, '/f')
         assert 'cannot be formatted' in error.traceback
+        fails = type('Fails', (Exception,), {'__str__': lambda self: 1 / 0})
+        odd = type('Odd', (), {'__str__': lambda self: raise_(fails())})()
+        service = service_of(lambda: raise_(SyntaxError('why', ('f', odd, 1, 'text'))), debug=True)
+        assert ask(service, path='/f')[0] == 500
 
     @pytest.mark.parametrize('debug', [False, True])
     def test_long_failure(self, debug, caplog, live):
@@ -5830,6 +5944,27 @@ class TestAnswer:
         error = raised(RemoteError, friend_of(rule).send, '/f', 3, sent=True)
         assert ran == [3] and not isinstance(error, BadArguments)
 
+    def test_no_memory_to_read_a_call(self, monkeypatch):
+        """Where no memory is left to read a call, it is 503 and not run, an async one too."""
+        service, call = make_async(), ('POST', '/aecho', JSON, CALL)
+        fail_to_decode(monkeypatch, MemoryError())
+        assert service.answer(*call)[0] == 503
+        fail_to_decode(monkeypatch, MemoryError())
+        assert asyncio.run(service.aanswer(*call))[0] == 503
+
+    def test_large_call_of_a_stranger(self, monkeypatch):
+        """Until a stranger's large call is refused, no other large body is decoded."""
+        service, free = make(token=SECRET), []
+
+        def refuse(*_):
+            with background(process_lock('decode').acquire, False) as other:
+                free.append(other.result(TIMEOUT))
+            return False
+
+        monkeypatch.setattr(microconnect.hmac, 'compare_digest', refuse)
+        assert ask(service, b'{"args":["%b"],"token":"x"}' % (b'x' * 300000))[0] == 401
+        assert free == [False]
+
 
 RULES = {  # what a service tells of its rules
     '/divide': ('(a, b, *, floor=False)', 'Divide a by b.', ['POST'], False),
@@ -5878,6 +6013,8 @@ class TestListOfRules:
         assert told == {rule: dict(zip(keys, row)) for rule, row in RULES.items()}
         assert Friend('app1', service, SECRET).send('/list') == told
         raised(Forbidden, Friend('app1', service).send, '/list')
+        odd = type('Odd', (), {'__signature__': 7, '__call__': lambda self: 7})()
+        assert service_of(odd).rules()['/f']['signature'] == '(...)'
 
     def test_repr(self):
         """The repr of a service says its name, its address and how many rules it has."""
@@ -6422,6 +6559,17 @@ class TestAsyncRules:
         services[1].stop()
         until(lambda: len(ended) == 2)
 
+    def test_no_thread_for_the_loop(self, monkeypatch):
+        """An async rule that gets no thread fails and leaves no loop open; later it works."""
+        service, new, loops = make_async(), asyncio.new_event_loop, []
+        forget_threads()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, 'new_event_loop', lambda: loops.append(new()) or loops[-1])
+            fail_once(patch, threading.Thread, 'start', RuntimeError("can't start new thread"))
+            assert ask(service, CALL, '/aecho')[0] == 500
+        assert [loop.is_closed() for loop in loops] == [True]
+        assert Friend('app1', service).send('/aecho', 1) == 1
+
 
 # --------------------------------------------------------------------------------------------- WSGI
 
@@ -6479,6 +6627,14 @@ class TestWsgi:
         assert friend.send('/echo', 'ä', 2) == ('ä', 2)
         raised(ValueError, friend.send, '/fail', 'ValueError', match='why')
         raised(UnknownRule, friend.send, '/ecko', match="did you mean '/echo'")
+
+    def test_bare_environ(self):
+        """An empty path is /, and what is no HTTP_... is no header; CONTENT_TYPE may be missing."""
+        told, more = [], {'FAKE_ORIGIN': 'http://evil.example', 'wsgi.input': io.BytesIO()}
+        for method, path in (('GET', ''), ('GET', '/'), ('POST', '/echo')):
+            environ = {'REQUEST_METHOD': method, 'PATH_INFO': path, **more}
+            make().wsgi(environ, lambda status, fields: told.append(status[:3]))
+        assert told == ['200', '200', '415']
 
 
 # --------------------------------------------------------------------------------------------- ASGI
@@ -6580,6 +6736,25 @@ class TestAsgi:
 
         assert asyncio.run(ask_once()) == b'[7]'
 
+    def test_cancelled(self):
+        """A call that the server cancels is cancelled, and not answered as an error of the rule."""
+
+        async def cancel(ended):
+            call = asyncio.ensure_future(service.aanswer('POST', '/f', JSON, b'{}'))
+            while not entered.is_set():
+                await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            return ended.is_set()
+
+        async def wait():
+            await endless(entered, cancelled)
+
+        entered, cancelled = threading.Event(), threading.Event()
+        service = service_of(wait)
+        assert asyncio.run(cancel(cancelled)) is True
+
 
 HOSTED = """
 from service import Micro
@@ -6641,6 +6816,7 @@ EXCHANGES = [  # what a client sends; statuses, and what the bytes that come bac
     (request(extra=KEEP) * 2, [200, 200], KEPT),
     (request(extra=END) * 2, [200], CLOSED),
     (request(extra=b'Connection: TE, Close\r\n') * 2, [200], CLOSED),
+    (request(extra=b'Expect: 100-continue\r\n'), [200], KEPT),  # its body is there already
     (request(version=b'1.0') * 2, [200], CLOSED),
     (request(version=b'1.0', extra=KEEP) * 2, [200], CLOSED),
     # Requests in one write are answered in their order; a chunked body is put together.
@@ -7013,6 +7189,78 @@ class TestListener:
 
         assert call_all(100, call) == list(range(100))
 
+    def test_refused_between_requests(self, live):
+        """What is refused after a request is no answer to that one, in its headers and body."""
+        service = live(serving(origins=[ORIGIN]))
+        origin = f'Origin: {ORIGIN}\r\n'.encode()
+        for method in ('POST', 'HEAD'):
+            got = raw(service, request(b'', '/echo', method, origin) + b'GET\r\n\r\n')
+            first, second = re.split(rb'(?=HTTP/1.1 400)', got)
+            assert b'Allow-Origin' in first and b'Allow-Origin' not in second
+            assert b'malformed' in second
+
+    def test_what_is_held(self, live):
+        """The body that is answered counts as held, and that of a refused request does not."""
+        service = live(serving(holding(make(max_body=100000))))
+        sock, refused = live(connect(service)), live(connect(service))
+        sock.sendall(request(b'{"args":[]%b}' % (b' ' * 90000), '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        assert [one.holds() > 90000 for one in connections_of(service)].count(True) == 1
+        refused.sendall(CHUNKED_HEAD + b'15f90\r\n%b\r\nffff\r\n' % (b' ' * 90000))
+        assert statuses(receive(refused, b'max_body')) == [413]
+        assert sum(one.holds() for one in connections_of(service)) < 91000
+        service.release.set()
+        assert statuses(receive(sock, b'held')) == [200]
+
+    def test_connection_that_fails(self, monkeypatch, caplog, capfd, live):
+        """What fails in a connection's thread is logged, not printed; others go on."""
+        service, friend = live(calling())
+        with monkeypatch.context() as patch:
+            patch.setattr(Listener, 'finish_request', lambda *_: 1 / 0)
+            assert raw(service, b'') == b''
+        assert friend.send('/echo', 1) == 1
+        assert 'a connection failed' in caplog.messages and capfd.readouterr().err == ''
+
+    def test_newcomer_that_is_gone_again(self, monkeypatch, live):
+        """A newcomer that is gone before it is accepted costs no idle connection its place."""
+        service = live(serving())
+        for sock in two_idle(service, live):
+            fail_once(monkeypatch, socket.socket, 'accept', BlockingIOError())
+            assert statuses(raw(service, request())) == [200]
+            sock.sendall(request())
+            assert statuses(receive(sock, b'["x"]')) == [200]
+
+    def test_ended_ones_make_no_room(self, live):
+        """A connection that is ended already does not count as an idle one that makes room."""
+        service = live(serving(max_connections=2))
+        _, second = two_idle(service, live)
+        min(connections_of(service), key=lambda one: one.idle_since).is_ended = True
+        assert statuses(raw(service, request())) == [200]
+        assert statuses(receive(second)) == [408]
+
+    def test_turned_away_with_its_request_unread(self, monkeypatch, live):
+        """A newcomer that is turned away reads its 503, though its request is unread."""
+        service, sent = live(serving(holding(make(max_connections=1)))), threading.Event()
+        busy, accept = live(connect(service)), socket.socket.accept
+        busy.sendall(request(b'', '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        late = lambda listener: sent.wait(TIMEOUT) and accept(listener)  # noqa: E731
+        monkeypatch.setattr(socket.socket, 'accept', late)
+        newcomer = live(connect(service))
+        newcomer.sendall(request())
+        sent.set()
+        assert statuses(newcomer.recv(65536)) == [503]
+        assert newcomer.recv(1) == b''  # not a reset
+        service.release.set()
+
+    def test_ages_of_a_burst(self, clock, live):
+        """The connections of a burst do not all get old at once."""
+        service = live(serving())
+        socks = [live(connect(service)) for _ in range(20)]
+        until(lambda: len(connections_of(service)) == len(socks))
+        ages = {one.retire_at - clock.now for one in connections_of(service)}
+        assert len(ages) > 1 and 269 < min(ages) <= max(ages) <= 300
+
 
 # fmt: off
 REFUSED_EVERYWHERE = [
@@ -7092,10 +7340,14 @@ class TestEveryHost:
     @pytest.mark.parametrize('method, body', [('GET', b'["app1"]'), ('HEAD', b'')])
     def test_health(self, ask, method, body):
         """GET / names the service and HEAD / does so without a body; neither wants a token."""
-        for token in (None, 'secret'):
-            status, fields, reply = ask(make(token=token), method, '/', {}, b'')
+        posted, gotten = make(), make()
+        posted.typing('/')(make)  # a rule for another method
+        gotten.typing('/', methods=['GET'])(lambda: 'mine')
+        for service in (make(token=None), make(token='secret'), posted):
+            status, fields, reply = ask(service, method, '/', {}, b'')
             assert (status, reply) == (200, body)
             assert (fields['content-type'], fields['content-length']) == ('application/json', '8')
+        assert ask(gotten, method, '/', {}, b'')[2] == (b'["mine"]' if method == 'GET' else b'')
 
     @HOSTS
     def test_head_of_a_rule(self, ask):
@@ -7159,6 +7411,7 @@ class TestStart:
         caplog.set_level(logging.WARNING, 'microconnect')
         ask(service)
         assert len(caplog.messages) == 1
+        assert capsys.readouterr().err == ''
         service.debug = True
         ask(service)
         assert capsys.readouterr().err.startswith("app1: answered 200: '/echo'")
@@ -7387,6 +7640,18 @@ class TestStop:
             service.release.set()
         until_released(before)
 
+    def test_second_stop(self, live):
+        """A second stop with a longer grace does not extend the first one."""
+        service, friend = live(calling(holding(make())))
+        call = live(background(friend.send, '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        live(background(service.stop, 0.05))
+        until(lambda: is_stopping(service))
+        with soon():
+            service.stop(grace=TIMEOUT)
+        service.release.set()
+        raised(ConnectionLost, call.result, TIMEOUT)
+
     @pytest.mark.parametrize('sent', [request(), request()[:-1], b''], ids=['all', 'half', 'none'])
     def test_answers_those_who_came_last(self, sent, monkeypatch, live):
         """Who connected before stop, and was not accepted by then, is told that nothing ran."""
@@ -7611,6 +7876,13 @@ class TestRun:
             code, _, complaint = outcome(process)
             assert (code, complaint) == (0, '')
 
+    def test_like_start(self):
+        """run takes what start takes, with the same defaults."""
+        taken = [
+            inspect.signature(one).parameters for one in (Microservice.run, Microservice.start)
+        ]
+        assert taken[0] == taken[1]
+
 
 # -------------------------------------------------------------------------------------------- shell
 
@@ -7685,6 +7957,7 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('serve app2.py', 2, '', 'usage: ... name one of app2.py:A, app2.py:B'),
     ('serve json', 2, '', 'usage: ... there is no Microservice in json'),
     ('serve :', 2, '', 'usage: ... there is no module : in '),
+    ('serve app1.py --host http://127.0.0.1', 2, '', "microconnect: host is such as '127.0.0.1'"),
     ('', 2, '', 'usage: '),
 ]
 
@@ -7789,6 +8062,13 @@ class TestShell:
             code, _, said = outcome(process)
         assert code == 1
         assert 'Traceback' in said and 'app1.py' in said and said.rstrip().endswith("'x'")
+
+    def test_module_that_imports_a_missing_one(self, tmp_path, monkeypatch):
+        """A module that is missing in the one to be served is told as Python tells it."""
+        (tmp_path / 'app8.py').write_text('import no_such_module')
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        raised(ModuleNotFoundError, shell, ['serve', 'app8'], match='no_such_module')
 
     def test_what_a_terminal_obeys(self, capsys, live):
         """Nothing that a service says reaches the terminal as a control character."""
