@@ -15,6 +15,7 @@ Sockets are real, on port 0 of 127.0.0.1.  Nothing that has to succeed has less 
 
 import asyncio
 import atexit
+import base64
 import builtins
 import collections
 import concurrent.futures
@@ -120,6 +121,7 @@ parse_request = microconnect._parse_request_head
 parse_reply = microconnect._parse_reply_head
 TimedSocket, process_lock = microconnect._TimedSocket, microconnect._process_lock
 RULES_DOC = microconnect._Rules.rules.__doc__
+STATUSES, OUTAGES = microconnect._ERRORS, microconnect._OUTAGES  # status -> error, of whom
 LIMITS = {'items': '_MOST_ITEMS', 'held': '_HELD', 'linger': '_LINGER', 'look': '_LOOK'}
 LIMITS.update(stall='_STALL', patience='_PATIENCE')
 
@@ -8175,6 +8177,45 @@ def moving(column):
     return [code for row in rows for code in re.findall('`(.+?)`', row[column])]
 
 
+def table(before, header):
+    """The rows of the README's table with this header, after the text *before*: their cells."""
+    lines = README.partition(before)[2].partition(f'| {header} |\n')[2].splitlines()[1:]
+    rows = list(itertools.takewhile(lambda line: line.startswith('|'), lines))
+    assert rows, 'there is no such table'
+    return [[cell.strip() for cell in row.split('|')[1:-1]] for row in rows]
+
+
+def told_errors(rows):
+    """(status, name of the class, whether it ran) for each status of rows of a table of errors."""
+    for statuses, kinds, ran in rows:
+        codes, kinds = re.findall('[0-9]+', statuses) or [0], re.findall(r'\w+', kinds)
+        for number, code in enumerate(codes):
+            yield int(code), kinds[number % len(kinds)], ran.split(' / ')[0]
+        yield int(codes[0]), kinds[0], ran.split(' / ')[-1]  # 'no / yes'
+
+
+# fmt: off
+SAMPLES = {  # what the README calls a value; such a one, and what is sent
+    'str': ('x', 'x'), 'int': (7, 7), 'float': (2.5, 2.5), 'bool': (True, True),
+    'None': (None, None), 'list': ([1], [1]), 'tuple': ((1, 2), [1, 2]),
+    'dict or another mapping': (types.MappingProxyType({1: 2}), {'1': 2}), 'set': ({1}, [1]),
+    'frozenset': (frozenset([1]), [1]), 'deque': (collections.deque([1]), [1]),
+    'range': (range(2), [0, 1]), 'generator or another iterator': (iter([1]), [1]),
+    'datetime': (datetime.datetime(2024, 2, 29), '2024-02-29T00:00:00'),
+    'date': (datetime.date(2024, 2, 29), '2024-02-29'), 'time': (datetime.time(1), '01:00:00'),
+    'timedelta': (datetime.timedelta(minutes=1), 60.0), 'Decimal': (decimal.Decimal('1.0'), '1.0'),
+    'Fraction': (fractions.Fraction(1, 3), '1/3'), 'UUID': (ID, str(ID)),
+    'Path': (pathlib.PurePosixPath('/a'), '/a'),
+    'IP address': (ipaddress.ip_address('::1'), '::1'), 'bytes': (b'\x00\xff', 'AP8='),
+    'bytearray': (bytearray(b'a'), 'YQ=='), 'memoryview': (memoryview(b'a'), 'YQ=='),
+    'Enum': (Colour.RED, 'red'), 'dataclass': (Point(1.5), {'y': 1.5, 'x': 0.0}),
+    'any other object': (Holder(b=1, _c=2, f=len), {'b': 1}), 'function': (make, ...),
+    'class': (Sample, ...), 'exception': (ValueError(), ...), 'file': (io.StringIO(), ...),
+    'or an object whose attributes all begin with `_`': (Holder(_a=1), ...),
+}
+# fmt: on
+
+
 def check_name(code, things):
     """Check that *code*, an import, or a name or a call of *things*, fits what is there."""
     if code.startswith('from '):
@@ -8304,6 +8345,81 @@ class TestDocuments:
             assert name in microconnect.__doc__ or name == 'MicroconnectError'
             assert f'`{name}`' in README or name in ('Friend', 'Microservice')
         assert f'- {microconnect.__version__}:' in README
+
+    def test_errors(self, live):
+        """The table of errors tells of each class its base, its statuses, and whether it ran."""
+        rows = table('## Errors', 'what happened | status | raised | also is a | did it run?')
+        seen, outages, never = {}, {}, {}
+        for happened, statuses, name, base, ran in rows:
+            kind, codes = getattr(microconnect, name.strip('`')), re.findall('[0-9]+', statuses)
+            base = getattr(builtins, base.strip('`'), None)  # a RemoteError's varies
+            assert kind.__bases__ == (MicroconnectError, base)[: 1 + bool(base)], happened
+            codes, sent = [int(code) for code in codes], {'no': False, 'perhaps': True, 'yes': True}
+            if not codes or ('proxy' not in happened and sent[ran] == kind.sent):
+                assert (kind.status, kind.sent) == ((codes or [None])[0], sent[ran]), happened
+                seen.update(dict.fromkeys(codes, kind))
+            elif 'proxy' in happened:
+                for code in codes:
+                    error = error_of(code, b'')
+                    assert (type(error), error.sent) == (kind, sent[ran]), (happened, code)
+                (outages if sent[ran] else never).update(dict.fromkeys(codes, kind))
+            else:  # the friend itself says so
+                friend = live(Friend('app1', live(peer(answers(response(LONG)))), max_body=99))
+                raised(kind, friend.send, '/f', status=codes[0], sent=sent[ran])
+        assert (seen, outages) == ({**STATUSES, 500: RemoteError}, OUTAGES)
+        assert set(never) == {301, 307, 308, 407, 429}
+        told = {row[2].strip('`') for row in rows}
+        assert told == {kind.__name__ for kind, *_ in ERRORS} - {'MicroconnectError'}
+
+    def test_errors_of_the_docstring(self):
+        """The table in the module's docstring says nothing else, and leaves out proxies' words."""
+        lines = microconnect.__doc__.partition('what happened')[2].partition('\n\n')[0]
+        row = r'(?m)^    .{46}(.{15})(\S.*?) +(no / yes|no|yes|perhaps)$'
+        docstring = set(told_errors(re.findall(row, lines)))
+        rows = table('## Errors', 'what happened | status | raised | also is a | did it run?')
+        readme = set(told_errors((row[1], row[2], row[4]) for row in rows))
+        assert len(docstring) > 20 and docstring <= readme
+        missing = {one[1:] for one in readme} - {one[1:] for one in docstring}
+        assert missing == {('BadReply', 'no')}
+
+    @pytest.mark.parametrize('kind', [Microservice, Friend])
+    def test_settings(self, kind):
+        """The tables of settings list what the classes take, in their order, with the defaults."""
+        call = re.search(rf'`{kind.__name__}\((.*), \*, \.\.\.\)` takes', README)
+        rows = table(call.group(), 'name | default | meaning')
+        told = [(name.strip('`'), default.strip('`')) for name, default, _ in rows]
+        told = [
+            (name, eval(default) if default else inspect.Parameter.empty) for name, default in told
+        ]
+        parameters = inspect.signature(kind).parameters.values()
+        assert [(one.name, one.default) for one in parameters] == told
+        in_order = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY]
+        assert in_order == call.group(1).split(', ')
+
+    def test_values(self):
+        """The table of values tells what a service sends."""
+        seen, kinds = [], {'string': str, 'array': list, 'object': dict, 'number': (int, float)}
+        details = {
+            'ISO 8601': lambda value: value.isoformat(),
+            'its value': operator.attrgetter('value'),
+        }
+        details['seconds'] = lambda value: value.total_seconds()
+        details['base64'] = lambda value: base64.b64encode(value).decode()
+        for names, told in table('## Values', 'Python | JSON'):
+            for name in names.split(', '):
+                value, expected = SAMPLES[name]
+                seen.append(name)
+                friend = friend_of(lambda value=value: [value])
+                if told == 'refused':
+                    raised(TypeError, friend.send, '/f')
+                    continue
+                assert friend.send('/f') == [expected], name
+                kind = kinds.get(re.match(r'[\w`]+', told).group())
+                assert isinstance(expected, kind) if kind else told[:5] in ('its v', '`true'), name
+                for detail, form in details.items():
+                    assert detail not in told or form(value) == expected, name
+        assert seen == list(SAMPLES)
+        assert friend_of(lambda: (1,)).send('/f') == 1  # as the README says beside the table
 
     def test_names_for_movers(self):
         """Each name that the README gives to users of the original exists, with those arguments."""
