@@ -47,7 +47,6 @@ import pickle
 import pprint
 import random
 import re
-import runpy
 import select
 import shlex
 import shutil
@@ -120,6 +119,7 @@ shell, Listener = microconnect._shell, microconnect._Listener
 parse_request = microconnect._parse_request_head
 parse_reply = microconnect._parse_reply_head
 TimedSocket, process_lock = microconnect._TimedSocket, microconnect._process_lock
+CONNECTION, DECODE = '_Connection', '_decode'  # for `fail_once`
 RULES_DOC = microconnect._Rules.rules.__doc__
 STATUSES, OUTAGES = microconnect._ERRORS, microconnect._OUTAGES  # status -> error, of whom
 LIMITS = {'items': '_MOST_ITEMS', 'held': '_HELD', 'linger': '_LINGER', 'look': '_LOOK'}
@@ -182,18 +182,8 @@ def is_stopping(service):
     return service._listener.stop_by is not None
 
 
-def fail_to_decode(monkeypatch, error):
-    """Let the next decoding raise *error*."""
-    fail_once(monkeypatch, microconnect, '_decode', error)
-
-
 def is_closed_by_forks(sock):
     return sock in microconnect._sockets
-
-
-def fail_first_connection(monkeypatch, error):
-    """Let the making of the next newcomer's connection raise *error*."""
-    fail_once(monkeypatch, microconnect, '_Connection', error)
 
 
 def watch_calls(monkeypatch, name, seen):
@@ -708,49 +698,6 @@ def tls_client():
 def by_name(service):
     """The address of a service, with the name that its certificate is for."""
     return service.address.replace('127.0.0.1', 'localhost')
-
-
-# -------------------------------------------------------------------------------- helpers: examples
-
-
-def tutorial(name):
-    """What a file of the tutorial defines."""
-    folder = str(EXAMPLES / 'tutorial')
-    with contextlib.ExitStack() as stack:
-        stack.callback(sys.path.remove, folder)
-        sys.path.insert(0, folder)
-        return runpy.run_path(str(Path(folder) / name))
-
-
-OBJECT = {'Purpose': 'For test only', 'empty': None, 'name': 'test'}
-TOLD = {
-    '/str': 'A variable value-A keyword variable value',
-    '/int': 2330,
-    '/float': 5.138,
-    '/int3': (1000000003.1427, 1000000000000000000, 9.87656329),
-    '/list': [12, 34, 45, 'abc', 'zyz'],
-    '/dict': {'dict': {'keyword': ['anything']}, 'float': 0.2323, 'int': 20, 'str': 'adfafsa'},
-    '/list3': ({'keyword': ['anything']}, ['abc', 'zyz', 'other value'], None),
-    '/None': None,
-    '/class': dict(OBJECT, value={'keyword': ['anything']}),
-    '/class2': (
-        dict(OBJECT, value={'int': 20, 'str': 'adfafsa', 'float': 0.2323}),
-        {'keyword': ['anything']},
-        None,
-    ),
-}
-
-
-def check_tutorial(friend):
-    """Check that the tutorial's calls give the values of the original's document."""
-    got = dict(tutorial('friend.py')['calls'](friend))
-    assert {rule: got[rule] for rule in TOLD} == TOLD
-    assert len(got['/str2']) == 3
-    x, y, z = got['/class3']
-    one, two = dict(OBJECT, value='value1'), dict(OBJECT, value='value2')
-    assert x == dict(OBJECT, value={'t1': one, 't2': two, 'list': [one, two]})
-    assert y == dict(OBJECT, value=[one, two])
-    assert z == [y, x]
 
 
 # ------------------------------------------------------------------------------------------ process
@@ -1918,6 +1865,8 @@ class TestMistakes:
         assert (friend.timeout, friend.max_body) == (60, 8 << 20)
         for function, last in ((Friend.ping, 5), (Friend.wait, 60), (Microservice.stop, 10)):
             assert function.__defaults__ == (last,)
+        run, start = map(inspect.signature, (Microservice.run, Microservice.start))
+        assert run.parameters == start.parameters
 
     def test_default_max_body(self):
         """By default both sides take bodies of up to 8 MiB, to the byte."""
@@ -3798,15 +3747,6 @@ class TestFriend:
             assert 'X-Api-Key: k' in lines
             assert [line for line in lines if 'agent' in line.lower()] == ['User-Agent: mine/1']
 
-    def test_own_headers_in_process(self, monkeypatch):
-        """In process, too, a friend's own headers reach the service."""
-        service, seen = make(), []
-        answer = service.answer
-        note = lambda *args: seen.append(args[2]) or answer(*args)  # noqa: E731
-        monkeypatch.setattr(service, 'answer', note)
-        assert Friend('app1', service, headers={'X-Api-Key': 'k'}).send('/echo', 1) == 1
-        assert seen[0]['X-Api-Key'] == 'k'
-
 
 def look_up_by(monkeypatch, found, tried):
     """Let every name have the addresses *found*, and note in *tried* what is connected to."""
@@ -4453,7 +4393,7 @@ class TestSigner:
     def test_call(self, both_ways, rule, status):
         """A call and its reply are signed and checked, whatever the reply says."""
         one, two = Signer(), Signer()
-        friend = both_ways(make(secretKey=one), secretKey=two)
+        friend = both_ways(make(secretKey=one), secretKey=two, headers={'X-Api-Key': 'k'})
         if status == 200:
             assert friend.send(rule, 'ValueError') == 'ValueError'
         else:
@@ -4462,6 +4402,7 @@ class TestSigner:
         (*called, headers, sent), (*answered, fields, reply) = one.seen
         assert (called, sent) == (['check_call', 'POST', rule], body)
         assert (headers['x-word'], headers['content-type']) == ('word', 'application/json')
+        assert headers['x-api-key'] == 'k'  # the friend's own
         assert answered == ['sign_reply', 'proof', status]
         assert dict(fields)['Content-Type'].endswith('json') and type(json.loads(reply)) is not str
         assert two.seen[0] == ('sign_call', 'POST', rule, body)
@@ -5882,9 +5823,9 @@ class TestAnswer:
     def test_no_memory_to_read_a_call(self, monkeypatch):
         """Where no memory is left to read a call, it is 503 and not run, an async one too."""
         service, call = make_async(), ('POST', '/aecho', JSON, CALL)
-        fail_to_decode(monkeypatch, MemoryError())
+        fail_once(monkeypatch, microconnect, DECODE, MemoryError())
         assert service.answer(*call)[0] == 503
-        fail_to_decode(monkeypatch, MemoryError())
+        fail_once(monkeypatch, microconnect, DECODE, MemoryError())
         assert asyncio.run(service.aanswer(*call))[0] == 503
 
     def test_large_call_of_a_stranger(self, monkeypatch):
@@ -5998,6 +5939,9 @@ class TestLog:
         assert lines() == ['ERROR /fail raised', "DEBUG answered 500: '/fail' in N ms"]
         assert caplog.records[0].name == 'microconnect'
         assert "KeyError: 'for the log'" in caplog.records[0].exc_text
+        raised(TypeError, friend_of(lambda: make).send, '/f')
+        told = 'TypeError: reply[0]: function has no JSON form: send its result'
+        assert lines()[2] == f'ERROR /f raised: {told}'
 
     def test_fields(self, caplog):
         """A line of a call has its facts as fields, for a formatter of one's own."""
@@ -6030,12 +5974,6 @@ class TestLog:
         assert 'refused %s: %r in %.1f ms: %r' in patterns
         (error,) = [record for record in caplog.records if record.levelname == 'ERROR']
         assert (error.rule, error.status) == ('/fail', 500)
-
-    def test_value_that_is_refused(self, lines):
-        """A value without a JSON form is one line, without a traceback."""
-        raised(TypeError, friend_of(lambda: make).send, '/f')
-        told = 'TypeError: reply[0]: function has no JSON form: send its result'
-        assert lines()[0] == f'ERROR /f raised: {told}'
 
     def test_off(self, caplog, monkeypatch, live):
         """At the default level a call that succeeds is not even timed for the log."""
@@ -6608,6 +6546,10 @@ class TestAsgi:
         service.typing('/thread')(lambda: threading.current_thread() is threading.main_thread())
         assert by_asgi(service, 'POST', '/thread', JSON, b'')[2] == b'[false]'
         assert by_asgi(service, 'POST', '/loop', JSON, b'')[2] == b'[null]'
+        variable = contextvars.ContextVar('variable', default=0)
+        variable.set(7)
+        service.typing('/look')(variable.get)  # a plain rule sees the context of its request
+        assert by_asgi(service, 'POST', '/look', JSON, b'')[2] == b'[7]'
         assert service.loop_thread is threading.current_thread()
 
     def test_lifespan(self):
@@ -6654,17 +6596,6 @@ class TestAsgi:
             body = json.dumps({'args': ['x' * size]}).encode()
             assert by_asgi(service, 'POST', '/aecho', JSON, body)[0] == 200
         assert [thread is here for thread in threads] == [True, False]
-
-    def test_context(self):
-        """A plain rule sees the context variables of its request."""
-        variable = contextvars.ContextVar('variable', default=0)
-        service = service_of(variable.get)
-
-        async def ask_once():
-            variable.set(7)
-            return (await service.aanswer('POST', '/f', JSON, b'{}'))[2]
-
-        assert asyncio.run(ask_once()) == b'[7]'
 
     def test_cancelled(self):
         """A call that the server cancels is cancelled, and not answered as an error of the rule."""
@@ -6966,7 +6897,7 @@ class TestListener:
     def test_no_memory_for_a_newcomer(self, monkeypatch, live):
         """A newcomer for which no memory is left is dropped; the others are served."""
         _, friend = live(calling())
-        fail_first_connection(monkeypatch, MemoryError())
+        fail_once(monkeypatch, microconnect, CONNECTION, MemoryError())
         raised(ConnectionLost, friend.send, '/echo', 1)
         assert friend.send('/echo', 2) == 2
 
@@ -7475,8 +7406,9 @@ class TestStop:
             assert not is_serving(service)
 
     def test_in_a_rule(self, live):
-        """A rule may stop its service: its reply still arrives."""
-        service, friend = live(calling(service_of(lambda: service.stop() or 'bye')))
+        """A rule may stop its service, as often as it likes: its reply still arrives."""
+        stop = lambda: [service.stop() for _ in range(1000)] and 'bye'  # noqa: E731
+        service, friend = live(calling(service_of(stop)))
         assert friend.send('/f') == 'bye'
         until(lambda: not is_serving(service))
         raised(Unreachable, friend.send, '/f')
@@ -7760,13 +7692,6 @@ class TestRun:
             code, _, complaint = outcome(process)
             assert (code, complaint) == (0, '')
 
-    def test_like_start(self):
-        """run takes what start takes, with the same defaults."""
-        taken = [
-            inspect.signature(one).parameters for one in (Microservice.run, Microservice.start)
-        ]
-        assert taken[0] == taken[1]
-
 
 # -------------------------------------------------------------------------------------------- shell
 
@@ -7964,6 +7889,9 @@ class TestShell:
         assert shell(['send', service.address, '/x\x1b[2J']) == 1
         out, err = capsys.readouterr()
         assert out == '/ [31m()  a [2Jb\n'
+        service.typing('/f')(lambda: 'a\x9b\x7f\u202e\u200fb\xe9')
+        assert shell(['send', service.address, '/f']) == 0
+        assert capsys.readouterr().out == '"a\\u009b\\u007f\\u202e\\u200fb\xe9"\n'
         assert '\x1b' not in err.splitlines()[-1]
 
     def test_interrupted(self, monkeypatch):
@@ -8000,12 +7928,6 @@ class TestShell:
         assert capsys.readouterr().out == '"x"\n'
         head = got[0].partition(b'\r\n\r\n')[0].decode().split('\r\n')
         assert head[0] == 'PUT /f HTTP/1.1' and {'X-Api-Key: a: b', 'X-Two: 2'} <= set(head)
-
-    def test_printed_json(self, live, capsys):
-        """What a terminal would obey is escaped in the JSON that is printed."""
-        service = live(serving(service_of(lambda: 'a\x9b\x7f\u202e\u200fb\xe9')))
-        assert shell(['send', service.address, '/f']) == 0
-        assert capsys.readouterr().out == '"a\\u009b\\u007f\\u202e\\u200fb\xe9"\n'
 
     def test_wide_rules(self, live, capsys):
         """The list of rules is padded to a bounded width."""

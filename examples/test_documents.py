@@ -18,6 +18,7 @@ import json
 import operator
 import pathlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from microconnect import Friend, MicroconnectError, Microservice, RemoteError, U
 from test_microconnect import (
     CERTIFICATE,
     ERRORS,
+    EXAMPLES,
     HERE,
     ID,
     KEY,
@@ -47,7 +49,6 @@ from test_microconnect import (
     Sample,
     answers,
     both_ways,
-    check_tutorial,
     dead_address,
     error_of,
     friend_of,
@@ -60,7 +61,6 @@ from test_microconnect import (
     running,
     serving,
     shell,
-    tutorial,
     watch,
     watchdog,
 )
@@ -144,6 +144,46 @@ def check_name(code, things):
         assert known[: len(in_order)] == in_order
         by_name = {one.partition('=')[0] for one in arguments.split(', ')}
         assert by_name <= set(known) or '**options' in known
+
+
+def tutorial(name):
+    """What a file of the tutorial defines."""
+    folder = str(EXAMPLES / 'tutorial')
+    with contextlib.ExitStack() as stack:
+        stack.callback(sys.path.remove, folder)
+        sys.path.insert(0, folder)
+        return runpy.run_path(str(Path(folder) / name))
+
+
+OBJECT = {'Purpose': 'For test only', 'empty': None, 'name': 'test'}
+TOLD = {
+    '/str': 'A variable value-A keyword variable value',
+    '/int': 2330,
+    '/float': 5.138,
+    '/int3': (1000000003.1427, 1000000000000000000, 9.87656329),
+    '/list': [12, 34, 45, 'abc', 'zyz'],
+    '/dict': {'dict': {'keyword': ['anything']}, 'float': 0.2323, 'int': 20, 'str': 'adfafsa'},
+    '/list3': ({'keyword': ['anything']}, ['abc', 'zyz', 'other value'], None),
+    '/None': None,
+    '/class': dict(OBJECT, value={'keyword': ['anything']}),
+    '/class2': (
+        dict(OBJECT, value={'int': 20, 'str': 'adfafsa', 'float': 0.2323}),
+        {'keyword': ['anything']},
+        None,
+    ),
+}
+
+
+def check_tutorial(friend):
+    """Check that the tutorial's calls give the values of the original's document."""
+    got = dict(tutorial('friend.py')['calls'](friend))
+    assert {rule: got[rule] for rule in TOLD} == TOLD
+    assert len(got['/str2']) == 3
+    x, y, z = got['/class3']
+    one, two = dict(OBJECT, value='value1'), dict(OBJECT, value='value2')
+    assert x == dict(OBJECT, value={'t1': one, 't2': two, 'list': [one, two]})
+    assert y == dict(OBJECT, value=[one, two])
+    assert z == [y, x]
 
 
 def printed_by(words, folder, capsys):

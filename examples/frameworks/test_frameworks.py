@@ -5,13 +5,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from test_documents import check_tutorial
 
 from microconnect import BadArguments, Forbidden, Friend, UnknownRule
 from test_microconnect import (
     EXAMPLES,
     TIMEOUT,
     call_all,
-    check_tutorial,
     dead_address,
     live,
     raised,
