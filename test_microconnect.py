@@ -7949,8 +7949,9 @@ class TestShell:
         for rule in ('/f', '/small'):
             ours, theirs = os.pipe()
             os.close(ours)
-            pipes = {'stdout': theirs, 'stderr': subprocess.PIPE, 'timeout': 3 * TIMEOUT}
-            done = subprocess.run([*command, rule], **pipes)
+            how = {'env': {**os.environ, 'PYTHONUNBUFFERED': ''}, 'timeout': 3 * TIMEOUT}
+            how.update(stdout=theirs, stderr=subprocess.PIPE)
+            done = subprocess.run([*command, rule], **how)
             os.close(theirs)
             assert (done.returncode, done.stderr) == (1, b'')
 
