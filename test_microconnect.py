@@ -6894,7 +6894,7 @@ class TestListener:
             until(lambda count=count: len(sending()) == count)
         assert friend.send('/echo', 'small') == 'small' and len(sending()) == 2
         assert len(friend.send('/large')) == 7 << 20 and len(sending()) == 2  # they do not stall
-        until(lambda: clock.shift(1) or (friend.send('/large') and len(sending()) == 1))
+        until(lambda: clock.shift(3) or (friend.send('/large') and len(sending()) == 1))
         cut, whole = sorted(len(receive(sock, b'x"]')) for sock in socks)
         assert cut < 7 << 20 < whole
 
