@@ -40,7 +40,8 @@ The wire is HTTP/1.1 (RFC 9112) and JSON (RFC 8259), that of microservices_conne
 
 Any other status is a failure, described by RFC 9457 problem details (application/problem+json):
 `title`, `status`, `detail` and, where the function raised, `exception`: {`type` (the name of its
-class), `base` (the nearest builtin class), `message`, `traceback` (in debug only)}.
+class), `base` (the nearest builtin class), `message`, `traceback` (in debug only), and of an
+OSError `errno` (its name, such as ENOENT) and `strerror`}.
 `Friend.send` raises a failure, and never returns it:
 
     what happened                                 status         raised           did it run?
@@ -126,7 +127,7 @@ __all__ = [
 # ------------------------------------------------------------------------------------------ process
 # What belongs to this process: its clock, log lines and prints, locks, and what a fork leaves.
 
-# Not `time.monotonic()` where it is needed: freezegun stops it, as an attribute of a module.
+# Bound once, here: freezegun replaces `time.monotonic` on modules, and would stop our deadlines.
 _clock = types.SimpleNamespace(now=time.monotonic)
 
 
@@ -169,7 +170,7 @@ _locks: dict[tuple[int, str], Any] = {}
 
 
 def _process_lock(name: str) -> Any:
-    """A lock of this process: a forked child would inherit a common one locked."""
+    """A lock per process: a forked child could inherit a shared lock in its locked state."""
     # Reentrant: a signal's handler may stop a service while the code that it interrupts starts one.
     return _locks.setdefault((os.getpid(), name), threading.RLock())
 
@@ -228,7 +229,7 @@ class MicroconnectError(Exception):
         return str(self.args[0]) if self.args else ''
 
     def with_call(self, rule: str, address: str) -> MicroconnectError:
-        """Say of which call this is the failure."""
+        """Name the call that failed."""
         self.rule, self.address = rule, address
         self.args = (f'{rule} at {address}: {self}',)
         return self
@@ -363,7 +364,7 @@ def _traceback_of(error: BaseException) -> str:
     try:
         return ''.join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception as failure:  # a SyntaxError with odd arguments fails, for one
-        return f'it cannot be formatted: {_text_of(failure)}'
+        return f'the traceback cannot be formatted: {_text_of(failure)}'
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -395,9 +396,10 @@ def _description(error: BaseException) -> dict[str, str]:
     if isinstance(error, (_NoForm, _BadForm)):
         name = base
     told = {'type': name, 'base': base, 'message': message}
-    if isinstance(error, OSError) and error.errno:  # by its name: the numbers of systems differ
-        told['errno'] = errno.errorcode.get(error.errno, '')
-        told['strerror'] = _bounded(str(error.strerror))
+    with contextlib.suppress(Exception):  # a subclass may compute them
+        if isinstance(error, OSError) and error.errno:  # by name: the numbers of systems differ
+            told['errno'] = errno.errorcode.get(error.errno, '')
+            told['strerror'] = _bounded(str(error.strerror))
     return told
 
 
@@ -421,10 +423,10 @@ def _refusal(error: Any) -> Answer:
 
 
 def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> MicroconnectError:
-    """The error that a reply with another status than 200 stands for."""
+    """The error that a reply with a status other than 200 stands for."""
     status = reply.status
     try:
-        problem = _decode(body)
+        problem = _decode(body) if len(body) <= _LARGE else None
     except ValueError:
         problem = None
     members = problem if isinstance(problem, dict) else {}
@@ -441,13 +443,13 @@ def _error_from_reply(reply: _ReplyHead, body: bytes, via: str = '') -> Microcon
         return _remote_error(detail + ask, facts, getattr(body, 'cause', None))
     # Routers answer 408 and 503, too, some after they have handed the call on: only the problem
     # details of a service say that nothing ran.
-    is_ours = _media_type(reply.headers.get('content-type', '')) == _PROBLEM[0][1]
+    is_ours = _is_json(reply.headers.get('content-type', ''), 'application/problem+json')
     is_ours = is_ours and members.keys() == {'title', 'status', 'detail'}
     kind: type[MicroconnectError] = _ERRORS.get(status, BadReply)
     if status in _OUTAGES and not (is_ours and members['status'] == status):
         kind = _OUTAGES[status]
         return kind(f'{detail}; the call may have run', status=status, sent=True)
-    # These are said instead of handing the call on: redirect, log in at the proxy, rate limit.
+    # A proxy that answers these did not forward the call: redirect, proxy login, rate limit.
     sent = kind.sent and status not in (301, 307, 308, 407, 429)
     return kind(detail + ask, status=status, sent=sent)
 
@@ -490,7 +492,7 @@ _OWN_FIELDS = (  # header fields that a call or its signer sets
 
 
 def _checked_number(name: str, value: Any, most: int = 1 << 32) -> Any:
-    if isinstance(value, int) and 0 < value <= most:
+    if type(value) is int and 0 < value <= most:
         return value
     raise ValueError(f'{name} is a number (int) above 0 to {most}, not {value!r}')
 
@@ -498,7 +500,7 @@ def _checked_number(name: str, value: Any, most: int = 1 << 32) -> Any:
 def _checked_seconds(name: str, value: Any) -> Any:
     if isinstance(value, (int, float)) and 0 < value <= threading.TIMEOUT_MAX:  # Windows: 49 days
         return value
-    raise ValueError(f'{name} is a number of seconds above 0, not {value!r}: each call has a limit')
+    raise ValueError(f'{name} is a number of seconds above 0, not {value!r}; no wait is endless')
 
 
 def _checked_context(ssl_context: Any, side: str) -> Any:
@@ -521,7 +523,7 @@ def _checked_headers(headers: Any) -> Headers:
     fields = tuple(dict(headers or {}).items())
     for name, value in fields:
         if not (isinstance(name, str) and re.fullmatch(_FIELD, f'{name}:'.encode())):
-            raise ValueError(f'{name!r} is no name of a header field (RFC 9110, 5.1)')
+            raise ValueError(f'{name!r} is not a valid header name (RFC 9110, 5.1)')
         if not isinstance(value, str) or not re.fullmatch(r'[\t\x20-\x7e\x80-\xff]*', value):
             raise ValueError(f'the header {name} has to be text without control characters')
         if name.lower() in _OWN_FIELDS:
@@ -553,7 +555,7 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
     if not isinstance(address, str):
         raise TypeError(f"an address is a string such as 'http://host:5000', not {address!r}")
     if '@' in address:  # do not show it: it may hold a password
-        raise ValueError('an address holds no user and password: rules are guarded by token=...')
+        raise ValueError('an address must not contain a user or password; use token=... instead')
     wrong = f"address {address!r} is not like 'http://host:5000': "
     if re.search(r'[\0-\x1f\x7f\\]', address):  # urlsplit drops some of them
         raise ValueError(f'{wrong}it holds a backslash or a control character')
@@ -565,7 +567,7 @@ def _parse_address(address: str) -> tuple[str, str, int, str]:
     except ValueError as error:
         raise ValueError(f'{wrong}{error}') from None
     if parts.scheme not in ('http', 'https'):
-        raise ValueError(f'{wrong}http and https are spoken, not {parts.scheme}')
+        raise ValueError(f'{wrong}the scheme must be http or https, not {parts.scheme}')
     # Some versions of Python take the part in brackets for the whole host.
     is_netloc = re.fullmatch(r'(?:\[[^][\s]*:[^][\s]*\]|[^][:%\s]+)(?::[0-9]*)?', parts.netloc)
     # A host named like a number is a port without its host; one named http is a mistyped scheme.
@@ -653,14 +655,15 @@ def _checked_signer(signer: Any) -> Any:
         check_reply(fields, status, headers, body)  raises BadReply unless the reply answers the
                                                     call with these fields of sign_call
 
-    A signer is a guard: it lets no unsigned call through.  A service with one counts as closed.
+    A signer is a guard: it lets no unsigned call through.  So a service that has one counts as
+    closed to strangers.
     """
-    # Never ask whether a signer is true: an object that is false or empty would guard nothing.
+    # Never test a signer's truth value: a falsy or empty object would silently guard nothing.
     names = ('sign_call', 'check_call', 'sign_reply', 'check_reply')
     if signer is None or signer is False or all(hasattr(type(signer), name) for name in names):
         return None if signer is False else signer
     if isinstance(signer, abc.Mapping):  # what microservices_connector has in this place
-        raise TypeError("a method is set by setRule('/rule', method=...); here stands secretKey")
+        raise TypeError("a method is set by setRule('/rule', method=...), not by this argument")
     where = 'examples/signed/signing.py (`pip download --no-binary :all: microconnect` has it)'
     raise TypeError(f"write secretKey=Keys('...'), from a copy of {where}")
 
@@ -704,9 +707,10 @@ def _json_form(value: Any) -> Any:
     """Give what *value*, which json does not know, travels as; the encoder calls this."""
     try:
         return _form_of(value)
-    except (_NoForm, _BadForm, RecursionError):
-        raise
     except BaseException as error:
+        # Not an except clause: Python 3.14 passes over one where the stack is full.
+        if isinstance(error, (_NoForm, _BadForm, RecursionError)):
+            raise
         raise _OfValue(error) from None
 
 
@@ -720,7 +724,7 @@ def _form_of(value: Any) -> Any:
     for kinds, form in _FORMS:
         if isinstance(value, kinds):
             return form(value)
-    # Do not import their modules: if nobody did, no such value exists.
+    # Matched by module name: if nobody imported the module, no such value exists.
     return str(value) if _is_of(value, _AS_TEXT) else _attributes(value)
 
 
@@ -805,11 +809,11 @@ def _attributes(value: Any) -> dict[str, Any]:
     if any(hasattr(type(value), attribute) for attribute in _PLAIN_FORMS):
         raise _no_form(value)
     names = [name for name in dir(value) if not name.startswith('_')]
-    # What dir() lists though it is absent is left out, as callables are.
+    # `len` stands in for what dir() lists though it is absent: a callable, it is left out below.
     items = {name: getattr(value, name, len) for name in names}
     public = {name: item for name, item in items.items() if not callable(item)}
     if held and not public:
-        raise _NoForm(f'{type(value).__name__} has no JSON form: its attributes all begin with _')
+        raise _NoForm(f'{type(value).__name__} has no JSON form: all its attributes begin with _')
     return public
 
 
@@ -837,7 +841,8 @@ def _locate(value: Any, path: str, above: tuple[Any, ...] = ()) -> str:
     except (TypeError, ValueError) as error:
         return f'{path}: {_text_of(error)}'
     items: Iterable[Any] = form.items() if isinstance(form, dict) else enumerate(form)
-    has_items = not isinstance(form, dict) or isinstance(value, abc.Mapping)  # else attributes
+    # Otherwise the keys are the names that `_attributes` gave.
+    has_items = not isinstance(form, dict) or isinstance(value, abc.Mapping)
     for key, item in items:
         if not isinstance(key, (str, int, float, type(None))):
             return f'{path}: a key is a {type(key).__name__}, and the keys of JSON are strings'
@@ -866,7 +871,10 @@ def _encode(value: Any, part: str) -> bytes:
     is one that the value itself raised, in a property or as an iterator.
     """
     try:
-        return ''.join(_iterencode(value, 0)).encode()
+        text = ''.join(_iterencode(value, 0)).encode()
+        if len(text) > _MOST_DEPTH:
+            _check_depth(text)  # no receiver takes it
+        return text
     except _OfValue as carrier:
         raised = carrier.args[0]
     except (TypeError, ValueError, RecursionError) as error:
@@ -895,7 +903,7 @@ _STEPS = bytes.maketrans(b'[]', b'\x01\xff')  # up by one, and down
 def _decode(body: bytes, seconds: float = -1) -> Any:
     """Decode JSON strictly; ValueError says what is wrong.
 
-    A large body may have to wait for others: socket.timeout after *seconds*, -1 for no limit.
+    A large body may have to wait for others: Busy after *seconds*, -1 for no limit.
     """
     if len(body) > _MOST_DEPTH:
         _check_depth(body)
@@ -922,7 +930,7 @@ def _large_body(seconds: float) -> Iterator[None]:
     """
     lock = _process_lock('decode')
     if not lock.acquire(timeout=seconds):
-        raise socket.timeout('other large bodies are being decoded')
+        raise Busy('other large bodies are being decoded; try again later')
     had_collector = gc.isenabled()
     try:
         gc.disable()
@@ -941,9 +949,10 @@ def _check_depth(body: bytes) -> None:
     if b'\\' in body:
         body = body.replace(b'\\\\', b'').replace(b'\\"', b'')
     body = body.translate(_ARRAYS, _NO_MARKS)
-    marks = b''.join(body.replace(b'""', b'').split(b'"')[::2])  # every second part is a string
+    marks = b''.join(body.replace(b'""', b'').split(b'"')[::2])  # every second part was a string
     steps = memoryview(marks.replace(b'[]', b'').translate(_STEPS)).cast('b')
-    if max(itertools.accumulate(steps), default=0) >= _MOST_DEPTH:  # and the pairs just removed
+    # One level went with the `[]` pairs: hence >=.
+    if max(itertools.accumulate(steps), default=0) >= _MOST_DEPTH:
         raise ValueError(f'nested too deeply: over {_MOST_DEPTH} arrays or objects')
 
 
@@ -972,10 +981,10 @@ _PIECE = 1 << 16  # bytes of a large body read at a time
 _MOST_CACHED = 1024  # bytes of a head
 
 # Plain strings: `re` compiles them on first use and caches them, which keeps the import fast.
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_FIELD = _TOKEN + rb':[\t\x20-\x7e\x80-\xff]*'
+_TCHARS = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_FIELD = _TCHARS + rb':[\t\x20-\x7e\x80-\xff]*'
 _FIELDS = rb'((?:\r\n' + _FIELD + rb')*)'
-_REQUEST_LINE = rb'(' + _TOKEN + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])'
+_REQUEST_LINE = rb'(' + _TCHARS + rb') ([\x21-\x7e]+) HTTP/1\.([0-9])'
 _STATUS_LINE = rb'HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?'
 _BAD_BYTES = rb'(?<!\r)\n|\r(?!\n|\Z)|[\0-\x08\x0b\x0c\x0e-\x1f]'
 # Browsers send the last four as they are, though RFC 3986 would have them encoded.
@@ -1099,12 +1108,8 @@ def _keeps_alive(headers: Mapping[str, str], minor: bytes) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _is_json(content_type: str) -> bool:
-    return _media_type(content_type) == 'application/json'
-
-
-def _media_type(content_type: str) -> str:
-    return content_type.partition(';')[0].strip().lower()
+def _is_json(content_type: str, kind: str = 'application/json') -> bool:
+    return content_type.partition(';')[0].strip().lower() == kind
 
 
 def _utf8(path: bytes) -> str:
@@ -1203,8 +1208,8 @@ class _Reader:
         """Read a chunked body (RFC 9112, 7.1), extensions and trailers left out."""
         self.buffer = bytearray(self.buffer)  # it is cut from the front in place, too
         body = self.content = bytearray()
-        # The bytes of framing that are left.  Small chunks cost more than their bytes, so every 8
-        # bytes of content allow one more byte of framing.
+        # A budget of framing bytes.  Tiny chunks cost more framing than content, so 8 bytes of
+        # content earn one more byte of framing, and the budget never exceeds max_head.
         spare = self.max_head
         size = -1
         while size:
@@ -1310,8 +1315,8 @@ def _returned(reply: _ReplyHead, body: bytes, deadline: float, via: str = '') ->
         # Only a large body may have to wait.
         seconds = -1 if len(body) <= _LARGE else max(deadline - _clock.now(), 0)
         values = _decode(body, seconds)
-    except socket.timeout as error:
-        raise CallTimeout(f'a reply came in time, but {error}; the call has run') from None
+    except Busy:
+        raise CallTimeout('the reply could not be decoded in time; the call has run') from None
     except ValueError as error:
         raise BadReply(f'the reply is not JSON: {error}', status=200) from None
     if type(values) is not list:
@@ -1320,17 +1325,20 @@ def _returned(reply: _ReplyHead, body: bytes, deadline: float, via: str = '') ->
 
 
 # ------------------------------------------------------------------------------------------ sockets
-# Each wait is bounded by the socket's own timeout.  How a call ends that is late:
+# Each wait is bounded by the socket's own timeout.  How a late call ends:
 #
-# A timeout bounds one `recv`, one `sendall` or one handshake, never a message.  So whoever waits
-# allows what is left until its deadline before each wait, and a peer that drips has no more time
-# than a silent one.  No thread looks at clocks, and nothing is left behind after a call.  To set a
-# timeout costs a system call.  Therefore one that fits is kept: one that is not shorter than the
-# time left, and at most 2 % longer.  A call on a kept connection sets none, no wait ends early, and
-# none is more than 2 % late.  A friend then raises CallTimeout.  It says that the call did not
-# leave only if its sending timed out *and* its deadline is past: since Python 3.10 a TimeoutError
-# that a signal's handler raises is of the same class.  A service ends only waits: for a request
-# (it answers 408), and for its reply to be taken.  A function that runs has no limit.
+# A timeout bounds one `recv`, one `sendall` or one handshake, never a message.  So before each wait
+# we allow only what is left until the deadline: a peer that drips bytes has no more time than a
+# silent one.  No thread looks at clocks, and nothing is left behind after a call.
+#
+# To set a timeout costs a system call.  So one that is already set is kept if it is between 1 and
+# 1.02 times the time left: a call on a kept connection sets none, no wait ends early, and none is
+# more than 2 % late.
+#
+# A friend raises CallTimeout.  It says that the call did not leave only if its sending timed out
+# *and* its deadline is past: a TimeoutError that a signal's handler raises is of the same class
+# (Python 3.10).  A service ends two kinds of wait: for a request (it answers 408), and for its
+# reply to be taken.  A function that runs has no limit.  A name look-up is not bounded.
 
 _LONGEST = 1e6  # seconds: no socket takes more than 24 days
 _LOOK = 0.05 if os.name == 'nt' else _LONGEST  # there `shutdown` wakes no recv (CPython 91913)
@@ -1446,8 +1454,8 @@ class _Link:
         timed, reader, now = self.timed, self.reader, _clock.now()
         keep_until, self.keep_until = self.keep_until, 0.0
         if keep_until:
-            # A fork inherited a connection of another process.  Words that nobody asked for, or
-            # the end of the connection, can be seen before the call is sent.
+            # A forked child uses no connection of its parent.  If there is something to read, the
+            # peer has closed the connection, or said what nobody asked for.
             is_ours = self.process == os.getpid() and timed.sock.fileno() >= 0
             if not is_ours or now > keep_until or self.peek():
                 raise ConnectionLost('the connection was closed while it was idle', sent=False)
@@ -1476,9 +1484,7 @@ class _Link:
             self.keep_until = now + reply.keep_alive
         return reply, body
 
-    def _failure(
-        self, error: Exception, unsent: OSError | None, is_fresh: bool
-    ) -> MicroconnectError:
+    def _failure(self, error: Exception, unsent: Any, is_fresh: bool) -> MicroconnectError:
         """The error of a call that *error* ended; *unsent* kept its request from leaving whole."""
         if isinstance(error, (CallTimeout, ConnectionLost)):
             return error
@@ -1488,8 +1494,14 @@ class _Link:
             # TLS 1.3 reports a refused client certificate after the client's handshake.
             why = 'https:// instead of http://' if is_plain else 'the right certificate'
             return Unreachable(f'the service refused the TLS handshake: {why}?')
-        if isinstance(error, socket.timeout):  # still open: perhaps it was not what failed
-            return CallTimeout('no full reply in time; the call may have run')
+        if isinstance(error, socket.timeout):
+            # The socket is open still: a failed send may not have been its fault.
+            text = (
+                'it could not be sent whole, and no reply came'
+                if unsent
+                else 'no full reply in time'
+            )
+            return CallTimeout(f'{text}; the call may have run')
         if unsent:
             return ConnectionLost(f'the call could not be sent: {unsent}', sent=False)
         if isinstance(error, MicroconnectError):
@@ -1575,7 +1587,7 @@ class _Address:
                 is_closed = isinstance(error, ConnectionLost) or error.status == 408
                 if is_kept and is_closed and not link.keep_until and _may_be_sent_again(error):
                     continue
-                # Whoever is on the way can pass a signed call on, and then cause any failure.
+                # Someone in the middle may have forwarded the signed call, whatever we are told.
                 error.sent = error.sent or not is_believed
                 raise
             finally:
@@ -1629,28 +1641,30 @@ class _Address:
             ask = 'does it serve https, by a certificate that ssl_context or SSL_CERT_FILE trusts?'
         elif self.proxy:
             ask = 'is the proxy of the environment right?'
-        where = self.via or self.netloc
-        raise Unreachable(f'cannot connect to {where}: {_printable(why)}; {ask}')
+        raise Unreachable(f'cannot connect to {self.via or self.netloc}: {_printable(why)}; {ask}')
 
 
-def _dial(deadline: float, is_tunnel: Any, place: tuple[str, int], *more: Any) -> socket.socket:
+def _dial(deadline: float, is_tunnel: Any, place: tuple[str, int], *more: Any) -> Any:
     """Connect to one address of a host after the other: they share the time."""
     found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
     # Few listen on ::1, which stands first for localhost: Windows would try it for two seconds.
     found.sort(key=lambda one: one[4][0] == '::1')
     failure = OSError(f'{place[0]} has no address')
     for tried, (family, kind, protocol, _, where) in enumerate(found):
-        make = functools.partial(_Tunnel, deadline) if is_tunnel else socket.socket
-        sock = make(family, kind, protocol)
-        _sockets.add(sock)  # at once: a fork may fall while it connects
-        try:
+        sock: Any = None
+        try:  # to make one is an error where the system has no IPv6
+            sock = (_Tunnel if is_tunnel else socket.socket)(family, kind, protocol)
+            _sockets.add(sock)  # at once: a fork may fall while it connects
             left = (deadline - _clock.now()) / (len(found) - tried)
             sock.settimeout(max(left, 0.001))
             sock.connect(where)
-            sock.settimeout(max(deadline - _clock.now(), 0.001))  # for what a proxy is told
+            sock.settimeout(max(deadline - _clock.now(), 0.001))
+            if is_tunnel:
+                sock.deadline = deadline
             return sock
         except OSError as error:
-            sock.close()
+            if sock:
+                sock.close()
             failure = error
     raise failure
 
@@ -1658,13 +1672,16 @@ def _dial(deadline: float, is_tunnel: Any, place: tuple[str, int], *more: Any) -
 class _Tunnel(socket.socket):
     """A connection to a proxy, which may answer byte by byte: http.client reads it as a file."""
 
-    def __init__(self, deadline: float, *kind: Any) -> None:
-        super().__init__(*kind)
-        self.deadline = deadline
+    deadline = 0.0
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(max(self.deadline - _clock.now(), 0.001))
         return super().recv_into(*args)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # http.client may hold a file of it that is open still
+            self.shutdown(socket.SHUT_RDWR)
+        super().close()
 
 
 class _InProcess:
@@ -1740,7 +1757,8 @@ class Friend(_Guarded):
         token (dict, str or list): rule -> token, or one for every rule; of a list the first.
         secretKey: what signs calls and checks that replies are signed, such as Keys('...') of
             examples/signed; see `_checked_signer`.  Only replies that are signed are believed.
-        timeout (float): seconds for a whole call, connecting included, default 60.
+        timeout (float): seconds for a whole call, connecting included, default 60.  A service of
+            this process is called directly, and has no limit.
         ssl_context: for https, and only that; default: ssl.create_default_context().
         headers (dict): name -> value, sent with each call, such as an API key for a gateway.
         max_body (int): bytes of a request's or reply's body, default 8 MiB.
@@ -1835,7 +1853,7 @@ class Friend(_Guarded):
             Whatever a property or an iterator among the arguments raises.
         """
         if _async_service.get() is not None and _is_loop_running():
-            raise RuntimeError('in an async rule, `await asend(...)`: `send` would block them all')
+            raise RuntimeError('in an async rule, `await asend(...)`: `send` would block the loop')
         path = rule if isinstance(rule, str) and rule[:1] == '/' else _path_of(rule)
         tokens = self._tokens
         token = self._rule_tokens.by_rule.get(path) or tokens.by_rule.get(path) or tokens.default
@@ -1862,7 +1880,8 @@ class Friend(_Guarded):
     async def asend(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call as `send` does, without blocking the event loop.
 
-        Each call in flight holds a thread.  Cancelling it leaves the call itself to end alone.
+        Each call in flight holds a thread, which stays for later calls.  Cancelling the await does
+        not stop the call, which runs to its end.
         """
         import asyncio
 
@@ -1877,6 +1896,8 @@ class Friend(_Guarded):
         def call(future: Any) -> None:
             try:
                 method, result = 'set_result', send()
+            except StopIteration as error:  # no future takes it
+                method, result = 'set_exception', RuntimeError(f'raised {error!r}')
             except BaseException as error:
                 method, result = 'set_exception', error
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
@@ -1893,11 +1914,11 @@ class Friend(_Guarded):
             del future  # it holds the error, whose traceback holds this frame
 
     def ping(self, timeout: float = 5) -> bool:
-        """Whether HTTP is answered at any of the addresses, within *timeout* seconds."""
+        """Whether any address answers HTTP within *timeout* seconds."""
         return not self._unavailable_reason(_clock.now() + _checked_seconds('timeout', timeout))
 
     def wait(self, timeout: float = 60) -> None:
-        """Wait until `ping`; CallTimeout, with the reason, if not within *timeout* seconds."""
+        """Wait until `ping` succeeds; after *timeout* seconds CallTimeout tells the reason."""
         deadline = _clock.now() + _checked_seconds('timeout', timeout)
         why = latest = self._unavailable_reason(deadline)
         while latest:
@@ -2062,9 +2083,8 @@ class _Rules(_Guarded):
         listed = {}
         for path, rule in sorted(self._rules.copy().items()):
             signature, doc = '(...)', ''
-            with contextlib.suppress(
-                Exception
-            ):  # some builtins have no signature; a repr may raise
+            # Some builtins have no signature, and a repr may raise.
+            with contextlib.suppress(Exception):
                 doc = inspect.getdoc(getattr(rule.function, 'func', rule.function)) or ''
                 signature = _bounded(str(inspect.signature(rule.function)))
             doc, token = _bounded(doc.partition('\n')[0]), bool(self._token_of(path))
@@ -2148,12 +2168,12 @@ class _Rules(_Guarded):
     def _admit(self, head: _RequestHead, body: bytes, busy: Any) -> tuple[Any, Any, Any, Any, Any]:
         """Ask whether a request may run, each question once, in this order.
 
-        Gives rule, args, kwargs, the signer's proof, and None; or the refusal in place of None.
+        Returns (rule, args, kwargs, proof, None), or (None, [], {}, proof, refusal).
         """
         method, path, headers = head.method, head.path, head.headers
         proof, rule = None, self._rules.get(path)
         try:
-            # A page adds its fields to a signed call unseen: so this refusal comes first, unsigned.
+            # A browser adds these fields unsigned: refuse them before looking at the signature.
             if 'origin' in headers or 'sec-fetch-site' in headers:
                 _check_browser(headers, self._origins)
             builtin = None if method == 'POST' else self._builtin_rule(head, rule)
@@ -2170,17 +2190,14 @@ class _Rules(_Guarded):
             kind = headers.get('content-type', '')
             if (body or method != 'GET') and not _is_json(kind):
                 raise BadCall(f'Content-Type has to be application/json, not {kind!r}', status=415)
-            tokens = self._tokens  # the token given last counts, as in _token_of
-            token = tokens.by_rule.get(path) or self._rule_tokens.by_rule[path] or tokens.default
+            token = self._token_of(path)
             if len(body) <= _LARGE:
                 args, kwargs = _parse_call(path, body, token)
                 return rule, args, kwargs, proof, None
-            # What a stranger sent is dropped before the next large body is decoded.
+            # Held over the token check: a refused body is freed before the next one is decoded.
             with _large_body(_PATIENCE):
                 args, kwargs = _parse_call(path, body, token)
             return rule, args, kwargs, proof, None
-        except socket.timeout as error:
-            return None, [], {}, proof, _refusal(Busy(f'{error}; try again later'))
         except Exception as error:
             return None, [], {}, proof, _refusal(error)
 
@@ -2216,7 +2233,7 @@ class _Rules(_Guarded):
 
     def _raised(self, rule: _Rule, error: BaseException, args: Any, kwargs: Any) -> Answer:
         """The answer that tells what the function raised, or that it could not be called."""
-        # Afterwards: to look at the signature first would cost each call a fifth more.
+        # Checked after the failure: to check the signature first would slow each call by a fifth.
         if isinstance(error, TypeError) and _is_misfit(error, rule.function, args, kwargs):
             return _refusal(BadArguments(str(error)))
         trace = error.__traceback__
@@ -2260,7 +2277,7 @@ class _Rules(_Guarded):
         level = _DEBUG if status in (200, 500) else _INFO
         if self.debug or self._logger.isEnabledFor(level):
             self._log_call(status, body, head.path, caller, begun)
-        if proof is not None:  # of a call that came again there is none: it has its reply
+        if proof is not None:  # None for a replayed call: its reply went out the first time
             try:
                 fields += self._signer.sign_reply(proof, status, fields, body)
             except Exception as error:
@@ -2273,7 +2290,7 @@ class _Rules(_Guarded):
                 fields += (('Access-Control-Expose-Headers', '*'),)
                 if 'access-control-request-method' in head.headers:
                     asked = head.headers.get('access-control-request-headers', '')
-                    names = re.findall(_TOKEN.decode(), asked) or ['Content-Type']
+                    names = re.findall(_TCHARS.decode(), asked) or ['Content-Type']
                     fields += (*_PREFLIGHT, ('Access-Control-Allow-Headers', ', '.join(names)))
         return status, fields, body
 
@@ -2282,10 +2299,9 @@ class _Rules(_Guarded):
         is_refusal = status not in (200, 500)
         rule = path.partition('?')[0][:200]
         spent = 1000 * (_clock.now() - begun) if begun else 0.0
-        pattern, args = f'{"refused" if is_refusal else "answered"} %s: %r', [status, rule]
-        if caller:
-            pattern, args = f'{pattern} from %r', [*args, caller]
-        pattern, args = f'{pattern} in %.1f ms', [*args, spent]
+        source = ' from %r' if caller else '%.0s'  # the latter prints nothing
+        pattern = f'{"refused" if is_refusal else "answered"} %s: %r{source} in %.1f ms'
+        args = [status, rule, caller, spent]
         if is_refusal:
             pattern, args = f'{pattern}: %r', [*args, _decode(body)['detail']]
         facts = {'rule': rule, 'status': status, 'milliseconds': spent, 'caller': caller}
@@ -2318,7 +2334,8 @@ class _Rules(_Guarded):
         coroutine = wait()
         try:
             if _async_service.get() is not None and _is_loop_running():
-                raise RuntimeError('in an async rule, `await aanswer(...)`: `answer` would stop it')
+                text = 'in an async rule, `await aanswer(...)`: `answer` would block the loop'
+                raise RuntimeError(text)
             with _process_lock('loop'):
                 self._loop = _loop_of(os.getpid())
             _async_service.set(self)  # in the context of this call, which its task inherits
@@ -2335,13 +2352,10 @@ class _Rules(_Guarded):
     def _cancel_tasks(self) -> None:
         """Cancel this service's calls of async rules, and what they left on the loop."""
 
-        def cancel() -> None:
-            for task in set(self._tasks):
-                task.cancel()
-
-        if self._loop is not None:
+        loop, tasks = self._loop, self._tasks
+        if loop is not None:
             with contextlib.suppress(RuntimeError):  # somebody closed the loop
-                self._loop.call_soon_threadsafe(cancel)
+                loop.call_soon_threadsafe(lambda: [task.cancel() for task in set(tasks)])
 
 
 def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[str, Any]) -> bool:
@@ -2367,14 +2381,14 @@ def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[st
 
 
 def _check_not_in_class(function: Any) -> None:
-    """Refuse a method in the body of its class: a call would have no object to go with it."""
+    """Refuse a method in the body of its class: there would be no object to call it on."""
     function = getattr(function, '__wrapped__', function)  # of a decorator
     if isinstance(function, types.FunctionType):
         owner, _, name = function.__qualname__.rpartition('.')
         is_method = function.__code__.co_varnames[:1] in (('self',), ('cls',))
         if is_method and owner and not owner.endswith('<locals>'):
             advice = f"register it bound: Micro.typing('/{name}')(obj.{name})"
-            raise TypeError(f'{owner}.{name} is a method, and has no object here; {advice}')
+            raise TypeError(f'{owner}.{name} is a method without an object; {advice}')
 
 
 def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[str]) -> UnknownRule:
@@ -2427,7 +2441,7 @@ def _checked_origins(origins: Any) -> frozenset[str]:
 
 
 def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
-    """Refuse what a foreign web page makes its visitor's browser ask.
+    """Refuse requests that a foreign web page makes through its visitor's browser.
 
     Under DNS rebinding Origin and Host agree on a name: therefore only localhost and IP addresses
     count as the same origin.
@@ -2443,7 +2457,7 @@ def _check_browser(headers: Mapping[str, str], origins: frozenset[str]) -> None:
             if not re.fullmatch(_ORIGIN, origin):
                 advice = f'{origin[:200]!r} cannot be allowed; serve the page by http'
             raise Forbidden(f'pages of that origin may not call this service: {advice}', status=403)
-    elif headers.get('sec-fetch-site') == 'cross-site':
+    elif headers.get('sec-fetch-site') in ('cross-site', 'same-site'):  # such as another port
         raise Forbidden('web pages of other sites may not call this service', status=403)
 
 
@@ -2596,8 +2610,14 @@ class _Connection:
         self.timed = _TimedSocket(sock)
         self.reader = _Reader(self._receive, _parse_request_head, _REQUEST_LINE, micro.max_head)
         self.thread: threading.Thread | None = None
-        # 'new', 'idle' until the first bytes of a request, 'reading' it, 'answering' once it is
-        # whole, 'sending' the reply; or 'refusing' it, since nothing was run; at last 'closing'.
+        # What its own thread does, and what `end` does to it then:
+        #   'new'        its thread has not begun                         wakes it, to answer 408
+        #   'idle'       waits for the first bytes of a request           wakes it, to answer 408
+        #   'reading'    has the first bytes, not the whole request       wakes it, to answer 408
+        #   'answering'  runs the function                                lets it finish, then close
+        #   'sending'    sends the reply                                  lets it finish, then close
+        #   'refusing'   says why nothing was run                         lets it finish
+        #   'closing'    waits for the peer to close, too                 shortens the wait
         self.state = 'new'
         self.is_ended = False  # reads no more requests; set by any thread
         self.idle_since = _clock.now()
@@ -2664,19 +2684,19 @@ class _Connection:
         """Read no more requests, and wake the thread if it waits for one; any thread may ask.
 
         First the flag, then the shutdown: the thread looks at the flag before and after each wait.
-        Raised too late it ends no call: that is answered, and the connection closed after it.
+        A flag raised after that look ends no call: the request is answered, and the connection
+        closed after the reply.
         """
         self.is_ended = True
-        is_cut = directions == socket.SHUT_RDWR
-        is_busy = self.state in ('answering', 'sending', 'refusing')
-        if is_cut or not (is_busy or _LOOK < _LONGEST):
+        is_cut, can_wake = directions == socket.SHUT_RDWR, _LOOK == _LONGEST
+        if is_cut or (can_wake and self.state not in ('answering', 'sending', 'refusing')):
             with _accepting:  # nobody may be closing the descriptor meanwhile
                 self.timed.shutdown(directions)
 
     def _wait(self, operation: Callable[..., Any], *args: Any) -> Any:
         """Call what waits for the peer; socket.timeout if it is late, or the wait is ended.
 
-        A shorter timeout that is set already is waited out first.
+        A shorter timeout left by an earlier wait may fire early; the loop then sets the right one.
         """
         timed, is_set = self.timed, False
         while not self.is_ended:
@@ -2751,17 +2771,17 @@ class _Connection:
         return self.held + len(self.reader.buffer) + len(self.reader.content)
 
     def is_awaited(self, last: float) -> bool:
-        """Whether a listener that stops still waits for it: for a call longer than until *last*."""
+        """Whether a stopping listener waits for it: a call until `stop_by`, else until *last*."""
         until = self.listener.stop_by if self.state in ('answering', 'sending') else last
         return until is not None and _clock.now() < until
 
     def _refuse(self, error: MicroconnectError | MemoryError, head: _RequestHead | None) -> None:
-        """Answer what is no whole request; nothing after it on this connection is read as one."""
+        """Refuse an incomplete or invalid request, and read no more of them on this connection."""
         self.state = 'refusing'
         self.reader.buffer, self.reader.content = b'', bytearray()  # room for others
         with contextlib.suppress(OSError):
             answer = _refusal(error)
-            if not getattr(error, 'was_idle', False):  # else nobody called: no news for the log
+            if not getattr(error, 'was_idle', False):  # no call, nothing to log
                 answer = self.micro._finish(answer, self.caller, head or _NO_HEAD)
             self._send(*answer, keep=False)
             self._linger()
@@ -2892,10 +2912,10 @@ class _Listener(http.server.ThreadingHTTPServer):
             return True
         since = _clock.now() - _STALL
         stalled = [one for one in everyone if one.holds() > _PIECE and one.timed.moved_at < since]
-        waiting = [one for one in stalled if one.state == 'reading' and not one.is_ended]
-        stalled = waiting or [one for one in stalled if one.state == 'sending']
-        for one in sorted(stalled, key=lambda one: one.timed.moved_at)[:1]:
-            one.end(socket.SHUT_RD if waiting else socket.SHUT_RDWR)
+        reading = [one for one in stalled if one.state == 'reading' and not one.is_ended]
+        sending = [one for one in stalled if one.state == 'sending']
+        for one in sorted(reading or sending, key=lambda one: one.timed.moved_at)[:1]:
+            one.end(socket.SHUT_RD if reading else socket.SHUT_RDWR)
         return False
 
     def wait_for_room(self, one: _Connection) -> None:
@@ -2982,7 +3002,7 @@ class _Listener(http.server.ThreadingHTTPServer):
 def _check_place(host: Any, port: Any) -> None:
     is_url = isinstance(host, str) and ('/' in host or host.count(':') == 1)  # or with a port
     if is_url or not isinstance(host, str) or not isinstance(port, int):
-        forms = "host is such as '127.0.0.1', and port such as 5000"
+        forms = "host must be like '127.0.0.1', and port like 5000"
         raise TypeError(f'{forms}, not {host!r} and {port!r}')
 
 
@@ -3005,7 +3025,9 @@ def _stopping_signals(listener: _Listener) -> Iterator[None]:
 
     def stop(number: int, _: Any) -> None:
         if os.getpid() != listener.process:  # a forked child inherits this, but does not serve
-            raise KeyboardInterrupt
+            signal.signal(number, before.get(signal.Signals(number)) or signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         listener.signal = signal.Signals(number).name
         listener.stop(0 if listener.stop_by else 10)
 
@@ -3151,7 +3173,7 @@ class Microservice(_Rules):
             hint = f'{path!r}: did you mean {near!r}?' if near else repr(path)
             # Without a slash the key may be the token itself, so do not log it.
             hint = hint if near or path in self._tokens.slashed else 'for it'
-            _log('warning', 'a token is set, and there is no rule %s', hint)
+            _log('warning', 'a token is set, but there is no rule %s', hint)
         is_open = self._open_rules()
         given = self._rule_tokens.by_rule
         missing = [path for path in is_open if None in (given[path], self._tokens.default)]
@@ -3274,19 +3296,6 @@ SanicApp = Microservice  # the original's other name for it
 # -------------------------------------------------------------------------------------------- shell
 # `python3 microconnect.py`, or `-m microconnect`.  An import loads nothing of what it needs.
 
-_HELP = """\
-Serve a service, or call one.
-
-  python3 microconnect.py serve app1.py --port 5000
-  python3 microconnect.py send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
-  python3 microconnect.py send http://127.0.0.1:5000 /divide 7 b=2 floor=true
-  python3 microconnect.py rules http://127.0.0.1:5000
-  python3 microconnect.py ping http://127.0.0.1:5000 --wait 30
-
-An argument is JSON if it can be read as such, else text; - reads it from standard input.  The exit
-status is 0, or 1 if the service or the call failed, or 2 if the command is wrong.
-"""
-
 
 def _shell(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, and give its exit status."""
@@ -3319,10 +3328,22 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command_line() -> Any:
+    """Serve a service, or call one.
+
+      python3 microconnect.py serve app1.py --port 5000
+      python3 microconnect.py send http://127.0.0.1:5000 /helloworld 'Mr. Developer'
+      python3 microconnect.py send http://127.0.0.1:5000 /divide 7 b=2 floor=true
+      python3 microconnect.py rules http://127.0.0.1:5000
+      python3 microconnect.py ping http://127.0.0.1:5000 --wait 30
+
+    An argument is JSON if it can be read as such, else text; - reads it from standard input.  The
+    exit status is 0, or 1 if the service or the call failed, or 2 if the command is wrong.
+    """
     import argparse
+    import inspect
 
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=_HELP, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=inspect.getdoc(_command_line), formatter_class=raw)
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
@@ -3437,7 +3458,7 @@ def _list_rules(options: Any) -> None:
             call = rule + facts['signature']
             print(_printable(f'{call:{width}}  {" ".join([*notes, facts["doc"]])}'.rstrip()))
     except (AttributeError, KeyError, TypeError):
-        raise BadReply(f'what {options.target}/rules gives is no list of rules') from None
+        raise BadReply(f'what {options.target}/rules returns is not a list of rules') from None
 
 
 def _ping(options: Any) -> None:

@@ -38,11 +38,9 @@ TOP_LEVEL = {'README.md', 'examples', 'microconnect.py', 'pyproject.toml', 'test
 HEAVY = {'argparse', 'asyncio', 'inspect', 'logging'}
 
 # The size of the module, in lines. The room lets a fix in without a fight for lines; what needs
-# more has to change the figures here, where a reviewer sees it. The design planned 2,680 and 1,880
-# for all of it; the file has a third more. The clock for both sides, the reader that can be cut
-# anywhere, signatures, and what each review found cost more than was planned.
-PLANNED_LINES = 3680
-PLANNED_CODE = 2590
+# more has to change the figures here, where a reviewer sees it.
+PLANNED_LINES = 3400
+PLANNED_CODE = 2285
 ROOM = 1.03
 LONGEST_FUNCTION = 45
 MEDIAN_FUNCTION = 10  # the median has to be below this
