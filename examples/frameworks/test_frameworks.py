@@ -10,6 +10,7 @@ from test_documents import check_tutorial
 from microconnect import BadArguments, Forbidden, Friend, UnknownRule
 from test_microconnect import (
     EXAMPLES,
+    SERVERS,
     TIMEOUT,
     call_all,
     dead_address,
@@ -58,14 +59,6 @@ async def sleep(value):
     await asyncio.sleep(0.001)
     return value
 """
-
-SERVERS = {
-    'gunicorn-sync': ['gunicorn', '-b', '127.0.0.1:PORT', 'app1'],
-    'gunicorn-gthread': ['gunicorn', '--threads', '4', '-b', '127.0.0.1:PORT', 'app1'],
-    'waitress': ['waitress', '--listen', '127.0.0.1:PORT', 'app1:Micro.wsgi'],
-    'uvicorn': ['uvicorn', '--port', 'PORT', 'app1:Micro.asgi'],
-    'hypercorn': ['hypercorn', '-b', '127.0.0.1:PORT', 'app1:Micro.asgi'],
-}
 
 
 class TestServers:
