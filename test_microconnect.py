@@ -6893,22 +6893,25 @@ class TestListener:
     def test_reply_that_nobody_takes(self, monkeypatch, live, clock):
         """A large reply that nobody takes is cut when room for another one is needed."""
         limit(monkeypatch, held=0)
-        service, friend = live(calling(max_body=8 << 20, read_timeout=9999, idle_timeout=9999))
-        service.typing('/large')(lambda: 'x' * (7 << 20))
+        service, friend = live(calling(max_body=800000, read_timeout=9999, idle_timeout=9999))
+        service.typing('/large')(lambda: 'x' * 700000)
 
         def sending():
             return [one for one in connections_of(service, 'sending') if one.held]
 
         socks = [live(connect(service)) for _ in range(2)]
+        until(lambda: len(connections_of(service)) == 2)
+        for sock in (*socks, *(one.timed.sock for one in connections_of(service))):
+            for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # so that they hold no reply
+                sock.setsockopt(socket.SOL_SOCKET, name, 1 << 16)
         for count, sock in enumerate(socks, 1):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
             sock.sendall(request(b'{}', '/large'))
             until(lambda count=count: len(sending()) == count)
         assert friend.send('/echo', 'small') == 'small' and len(sending()) == 2
-        assert len(friend.send('/large')) == 7 << 20 and len(sending()) == 2  # they do not stall
+        assert len(friend.send('/large')) == 700000 and len(sending()) == 2  # they do not stall
         until(lambda: clock.shift(3) or (friend.send('/large') and len(sending()) == 1))
         cut, whole = sorted(len(receive(sock, b'x"]')) for sock in socks)
-        assert cut < 7 << 20 < whole
+        assert cut < 700000 < whole
 
     def test_no_memory_for_a_newcomer(self, monkeypatch, live):
         """A newcomer for which no memory is left is dropped; the others are served."""
