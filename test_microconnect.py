@@ -3,7 +3,8 @@
 First the helpers that several sections share; the other ones stand before the class that uses
 them.  Then a section for each section of the module, in its order and by its name: process,
 errors, settings, values, http, calls, sockets, Friend, rules, WSGI, ASGI, listener,
-Microservice, shell; at last what the documents promise.
+Microservice, shell.  What the documents promise is tested in examples/test_documents.py, and the
+servers and frameworks of others in examples/frameworks.
 
 The tables: MISTAKES (what is refused at once, with the whole message), VALUES (what has a JSON
 form), HEADS (heads and other bytes, in memory and on the wire), EXCHANGES (what a service
@@ -14,6 +15,7 @@ Sockets are real, on port 0 of 127.0.0.1.  Nothing that has to succeed has less 
 """
 
 import asyncio
+import atexit
 import builtins
 import collections
 import concurrent.futures
@@ -45,7 +47,6 @@ import pickle
 import pprint
 import random
 import re
-import runpy
 import select
 import shlex
 import shutil
@@ -117,7 +118,10 @@ CHUNKED, TO_THE_END = microconnect._CHUNKED, microconnect._TO_THE_END  # instead
 shell, Listener = microconnect._shell, microconnect._Listener
 parse_request = microconnect._parse_request_head
 parse_reply = microconnect._parse_reply_head
+TimedSocket, process_lock = microconnect._TimedSocket, microconnect._process_lock
+CONNECTION, DECODE = '_Connection', '_decode'  # for `fail_once`
 RULES_DOC = microconnect._Rules.rules.__doc__
+STATUSES, OUTAGES = microconnect._ERRORS, microconnect._OUTAGES  # status -> error, of whom
 LIMITS = {'items': '_MOST_ITEMS', 'held': '_HELD', 'linger': '_LINGER', 'look': '_LOOK'}
 LIMITS.update(stall='_STALL', patience='_PATIENCE')
 
@@ -176,6 +180,23 @@ def unread_bytes_of(service):
 
 def is_stopping(service):
     return service._listener.stop_by is not None
+
+
+def is_closed_by_forks(sock):
+    return sock in microconnect._sockets
+
+
+def watch_calls(monkeypatch, name, seen):
+    """Note in *seen* the thread of each call of a private function of the module."""
+    owner, _, attribute = name.rpartition('.')
+    owner = getattr(microconnect, owner) if owner else microconnect
+    function = getattr(owner, attribute)
+
+    def note(*args, **options):
+        seen.append(threading.current_thread())
+        return function(*args, **options)
+
+    monkeypatch.setattr(owner, attribute, note)
 
 
 def address_of(friend):
@@ -633,6 +654,15 @@ def run(script, *arguments, options=()):
         return outcome(process)
 
 
+SERVERS = {  # those of others that examples/frameworks and examples/signed are tested under
+    'gunicorn-sync': ['gunicorn', '-b', '127.0.0.1:PORT', 'app1'],
+    'gunicorn-gthread': ['gunicorn', '--threads', '4', '-b', '127.0.0.1:PORT', 'app1'],
+    'waitress': ['waitress', '--listen', '127.0.0.1:PORT', 'app1:Micro.wsgi'],
+    'uvicorn': ['uvicorn', '--port', 'PORT', 'app1:Micro.asgi'],
+    'hypercorn': ['hypercorn', '-b', '127.0.0.1:PORT', 'app1:Micro.asgi'],
+}
+
+
 # ------------------------------------------------------------------------------------- helpers: TLS
 
 
@@ -758,6 +788,64 @@ class TestModule:
             raised(TypeError, Friend, 'app1', wrong)
 
 
+class TestWithoutPrivateNames:
+    """The undocumented names of other modules are a help: without each of them the module works."""
+
+    def check(self, module):
+        service = module.Microservice('app1')
+        service.typing('/echo')(lambda *args: args)
+        friend, value = module.Friend('app1', service), ([1, 2.5, {'a': None}], 'x')
+        assert friend.send('/echo', *value) == value
+        told = r'args\[0\]\[0\]: function has no JSON form'
+        raised(module.BadCall, friend.send, '/echo', [make], match=told)
+        for bad in (b'[1', b'[1]]', b' [1] x', b'nul', b''):
+            assert service.answer('POST', '/echo', JSON, b'{"args":%b}' % bad)[0] == 400
+        assert service.answer('POST', '/echo', JSON, b' {"args":[ 1 ]} ')[2] == b'[1]'
+
+    def test_c_make_encoder(self, load, monkeypatch):
+        """Without json.encoder.c_make_encoder, as on PyPy, the documented encoder is used."""
+        monkeypatch.delattr(json.encoder, 'c_make_encoder', raising=False)
+        self.check(load('another'))
+
+    def test_scan_once(self, load, monkeypatch):
+        """Without JSONDecoder.scan_once the documented raw_decode is used."""
+
+        class Decoder(json.JSONDecoder):
+            def __init__(self, **options):
+                super().__init__(**options)
+                self.scan = vars(self).pop('scan_once')
+
+            def raw_decode(self, s, idx=0):
+                try:
+                    return self.scan(s, idx)
+                except StopIteration as error:
+                    raise json.JSONDecodeError('no value', s, error.value) from None
+
+        monkeypatch.setattr(json, 'JSONDecoder', Decoder)
+        self.check(load('another'))
+
+    def test_create_connection(self, monkeypatch, service, live):
+        """If http.client connects in a way of its own, a call works and has a limit."""
+
+        def connect(self):
+            self.sock = socket.create_connection((self.host, self.port), self.timeout)
+
+        monkeypatch.setattr(http.client.HTTPConnection, 'connect', connect)
+        assert live(Friend('app1', service.address)).send('/echo', 1) == 1
+        friend = live(Friend('app1', live(peer(drip())), timeout=0.05))
+        with soon():
+            raised(CallTimeout, friend.send, '/f')
+
+    def test_option_of_openssl(self, monkeypatch, live, tls_server, tls_client):
+        """Python names an option of TLS from 3.10 on; the caller's context keeps its own ones."""
+        monkeypatch.delattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', raising=False)
+        options = tls_server.options
+        service = live(make().start(0, '127.0.0.1', ssl_context=tls_server))
+        friend = live(Friend('app1', by_name(service), ssl_context=tls_client))
+        assert friend.send('/echo', 1) == 1
+        assert tls_server.options == options
+
+
 HEAVY = 'asyncio inspect argparse logging typing dataclasses difflib decimal uuid signal unittest'
 IMPORTED = """
 before = set(sys.modules)
@@ -840,7 +928,7 @@ def in_child(function):
 
 
 PRELUDE = """
-import asyncio, builtins, logging, os, signal, socket, sys, threading, warnings
+import asyncio, atexit, builtins, contextlib, logging, os, signal, socket, sys, threading, warnings
 from microconnect import *
 warnings.simplefilter('ignore')  # Python 3.12 warns of a fork beside threads
 """
@@ -979,10 +1067,56 @@ def after_stop_the_port_is_free_though_a_child_lives_on(Micro):
     os.waitpid(child, 0)
 
 
-@prints('1 2')
+@prints('1 2 3')
 def a_process_ends_without_a_word_while_it_serves_and_is_connected(Micro):
     friend = globals()['friend'] = Friend('app1', Micro.start().address)
+    atexit.register(lambda: print(friend.send('/aecho', 3)))
     print(friend.send('/echo', 1), friend.send('/aecho', 2))
+
+
+@prints('left')
+def a_process_ends_though_an_asend_that_nobody_awaits_has_no_reply(Micro):
+    async def leave():
+        call = Friend('app1', f'127.0.0.1:{silent.getsockname()[1]}').asend('/f')
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(call, 0.05)
+
+    silent = globals()['silent'] = socket.create_server(('127.0.0.1', 0))
+    asyncio.run(leave())
+    print('left')
+
+
+@prints('-15 stopped')
+def a_signal_to_a_child_of_run_ends_the_child_alone(Micro):
+    def child():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.read(os.pipe()[0], 1)
+
+    def fork_and_stop():
+        show(in_child(child))
+        Micro.stop()
+
+    show = print
+    builtins.print = lambda *_, **how: threading.Thread(target=fork_and_stop).start()
+    Micro.run()
+    show('stopped')
+
+
+@prints('True True True')
+def run_leaves_an_ignored_signal_ignored_and_gives_the_wakeup_descriptor_back(Micro):
+    def ignore_and_stop(*_, **how):
+        os.kill(os.getpid(), signal.SIGINT)
+        show(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    show, (_, theirs) = print, socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    builtins.print = ignore_and_stop
+    Micro.run()
+    show(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+    show(signal.set_wakeup_fd(-1) == theirs.fileno())
 
 
 @prints('ended twice')
@@ -1257,6 +1391,124 @@ class TestErrors:
         error = error_of(500, json.dumps({'detail': 'why', 'exception': told}).encode())
         assert (type(error), str(error), type(error.type)) == (RemoteError, 'why', str)
 
+    def test_errno(self):
+        """An OSError arrives with the number that this system has for its name, if it has one."""
+
+        def fail(name):
+            number = getattr(errno, name)
+            raise OSError(number, os.strerror(number), 'a file')
+
+        friend = friend_of(fail)
+        for name in ('ENOTEMPTY', 'ENOENT'):
+            number = getattr(errno, name)
+            facts = {'errno': number, 'strerror': os.strerror(number)}
+            raised(OSError, friend.send, '/f', name, **facts)
+        for name in ('EWINDOWS', 'errorcode', ''):
+            assert remote_error('OSError', errno=name).errno is None
+        no_number = friend_of(lambda: raise_(OSError('no number')))
+        raised(OSError, no_number.send, '/f', errno=None)
+
+    def test_words_of_the_peer(self, live, caplog):
+        """What a peer says is printable in the log, and in an error its headers are."""
+        caplog.set_level('INFO', 'microconnect')
+        told = {'title': '', 'status': 503, 'detail': 'a\nERROR forged \x1b[31m\x9b'}
+        bad = response(json.dumps(told).encode(), '503 Busy', 'application/problem+json')
+        other = live(serving())
+        friend = live(Friend('app1', [live(peer(answers(bad))), other.address]))
+        assert friend.send('/echo', 1) == 1
+        (line,) = [line for line in caplog.messages if 'rests' in line]
+        assert line.isprintable() and 'ERROR forged' in line
+        reply = response(b'', '404 No', extra='Server: ng\x9b31m\r\nLocation: /\x85x\r\n')
+        friend = live(Friend('app1', live(peer(answers(reply)))))
+        assert str(raised(UnknownRule, friend.send, '/f')).isprintable()
+
+
+HEADER = 'Bearer hdr-s3cret-value'
+
+
+def shown(error):
+    """What a tool shows that prints the variables of a traceback, of all errors in the chain."""
+    told = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return ''.join(told.format())
+
+
+class TestTracebacks:
+    """Tools that show the variables of a traceback show no token."""
+
+    @pytest.mark.parametrize('host', ['in process', 'socket', 'tls'])
+    def test_of_a_friend(self, host, live, tls_server, tls_client):
+        """An error that leaves `send` holds neither the token nor the friend's own headers."""
+        service = make(token={'/fail': SECRET, '/echo': 'another-token'})
+        options = {'ssl_context': tls_client} if host == 'tls' else {}
+        if host != 'in process':
+            live(service.start(0, '127.0.0.1', ssl_context=tls_server if options else None))
+        where = service if host == 'in process' else by_name(service)
+        friend = live(Friend('app1', where, SECRET, headers={'X-Key': HEADER}, **options))
+        for rule, value, kind in (
+            ('/fail', 1, ValueError),
+            ('/fail', ..., BadCall),
+            ('/none', 1, UnknownRule),
+            ('/echo', 1, Forbidden),
+        ):
+            told = shown(raised(kind, friend.send, rule, 'ValueError', value))
+            assert SECRET not in told and HEADER not in told, rule
+
+    def test_of_a_call_that_was_not_answered(self, live, proxies, tls_client):
+        """Nor does the error of one that found nobody, was cut off or met a bad proxy."""
+        cut, dead = live(peer(answers(b''))), dead_address()
+        for address in (cut, dead, [dead, cut]):
+            friend = live(Friend('app1', address, SECRET, headers={'X-Key': HEADER}))
+            told = shown(raised(MicroconnectError, friend.send, '/f', 1))
+            assert SECRET not in told and HEADER not in told
+        proxy = live(peer(answers(response(b'', '403 Forbidden'))))
+        proxies(proxy.replace('http://', 'http://user:hdr-s3cret-value@'))
+        friend = live(Friend('app1', 'https://service.invalid', SECRET, ssl_context=tls_client))
+        assert 'hdr-s3cret-value' not in shown(raised(Unreachable, friend.send, '/f'))
+
+    def test_frames_of_users(self):
+        """The frames of a user's own functions keep their variables."""
+
+        class Item:
+            @property
+            def price(self):
+                own = 'my variable'
+                raise LookupError(own)
+
+        service = make(token=SECRET)
+
+        @service.typing('/own')
+        def own():
+            mine = 'my variable'
+            raise KeyError(mine)
+
+        friend = Friend('app1', service, SECRET)
+        for call in ('/echo', Item()), ('/own',):
+            told = shown(raised(LookupError, friend.send, *call))
+            assert "= 'my variable'" in told and SECRET not in told
+
+    def test_log(self, caplog):
+        """The log of a rule that raised begins at the rule's own frame, and holds no token."""
+        service = make_async(token=SECRET)
+        for rule in ('/fail', '/afail'):
+            caplog.clear()
+            body = json.dumps({'args': ['ValueError'], 'token': SECRET}).encode()
+            assert service.answer('POST', rule, JSON, body)[0] == 500
+            (record,) = caplog.records
+            assert SECRET not in shown(record.exc_info[1])
+            assert traceback.extract_tb(record.exc_info[2])[0].filename == __file__
+        service.stop()
+
+    def test_masked(self, caplog):
+        """A token in what a rule raises is masked in the reply, in a sent traceback, too."""
+        service = Microservice('app1', debug=True, token={'/b': ['t0ken-one', 't0ken-two']})
+        service.typing('/a', token=SECRET)(lambda: {}['s3cret-token'])
+        service.typing('/b')(lambda: {}['t0ken-two'])
+        for rule, token in (('/a', SECRET), ('/b', 't0ken-one')):
+            body = json.dumps({'token': token}).encode()
+            status, _, reply = service.answer('POST', rule, JSON, body)
+            assert status == 500 and reply.count(b'***') > 2
+            assert SECRET.encode() not in reply and b't0ken-' not in reply
+
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -1337,14 +1589,14 @@ TypeError: ...
     Microservice('app2', token=X)
     Friend('app1', '127.0.0.1:1', X)
         '', {7: 't'}, True, [], (), ['t', None]
-TypeError: Box.get is a method, and has no object here; register it bound: Micro.typing('/get')(...
+TypeError: Box.get is a method without an object; register it bound: Micro.typing('/get')(...
     class Box:\n    @Micro.typing('/get')\n    def get(self): pass
     class Box:\n    @Micro.typing('/get')\n    def get(self, key, *, more=1): pass
     class Box:\n    @Micro.typing('/get')\n    def get(cls): pass
     class Box:\n    @Micro.typing('/get')\n    async def get(self): pass
     class Box:\n    @Micro.typing('/get')\n    @through\n    def get(self): pass
     class Box:\n    def get(self): pass\nMicro.typing('/get')(Box.get)
-TypeError: host is such as '127.0.0.1', and port such as 5000, not ...
+TypeError: host must be like '127.0.0.1', and port like 5000, not ...
     Microservice('app2').start(host=X)
         'http://127.0.0.1', 'localhost:0', 'http://[::1]', 0
     Microservice('app2', host=None).start(0)
@@ -1379,7 +1631,7 @@ ValueError: NAME is a number (int) above 0 to 4294967296, not ...
     Microservice('app2', max_connections=X)
     Friend('app1', '127.0.0.1:1', max_body=X)
         0, -1, None, '20', nan, inf, 1e6, (1 << 32) + 1, 1 << 63
-ValueError: NAME is a number of seconds above 0, not ...: each call has a limit
+ValueError: NAME is a number of seconds above 0, not ...; no wait is endless
     Microservice('app2', read_timeout=X)
     Microservice('app2', idle_timeout=X)
     Microservice('app2', max_age=X)
@@ -1394,7 +1646,7 @@ TypeError: write secretKey=Keys('...'), from a copy of examples/signed/signing.p
     Microservice('app2', secretKey=X)
     Friend('app1', '127.0.0.1:1', secretKey=X)
         'p4ssword', b'p4ss', '', 7, True, [], object(), Signer, Half()
-TypeError: a method is set by setRule('/rule', method=...); here stands secretKey
+TypeError: a method is set by setRule('/rule', method=...), not by this argument
     Friend('app1', '127.0.0.1:1', None, {'/f': 'GET'})
 AttributeError: ...
     Micro.secretKey = None
@@ -1402,10 +1654,10 @@ AttributeError: ...
 # --- a friend
 ValueError: write Friend('app1', 'http://host:5000'): the name, then the address
     Friend('http://127.0.0.1:5000', 'app1')
-ValueError: ...http and https are spoken, not ftp
+ValueError: ...the scheme must be http or https, not ftp
     Friend('app1', X)
         'ftp://a:5000', ['127.0.0.1', 'ftp://x']
-ValueError: an address holds no user and password: rules are guarded by token=...
+ValueError: an address must not contain a user or password; use token=... instead
     Friend('app1', X)
         'http://me:secret@127.0.0.1', 'http://me@127.0.0.1', 'ftp://me:secret@x'
         'http://me:secret@x:99999', 'http://me:secret@[::1', 'http://me:secret@h\u2100:1'
@@ -1430,6 +1682,16 @@ ValueError: address is an empty list: give at least one
     Friend('app1', [])
 ValueError: 'localhost:5000' is not encrypted: write https:// or give no ssl_context
     Friend('app1', 'localhost:5000', ssl_context=client)
+ValueError: the header ... is set by each call itself
+    Friend('app1', '127.0.0.1:1', headers={X: 'v'})
+        'Host', 'content-length', 'Content-Type', 'Transfer-Encoding', 'Connection', 'Keep-Alive'
+        'TE', 'Trailer', 'Upgrade', 'Expect', 'Content-Digest', 'Signature-Input', 'Signature'
+ValueError: ... is not a valid header name (RFC 9110, 5.1)
+    Friend('app1', '127.0.0.1:1', headers={X: 'v'})
+        'X A', 'X-\xe9', '', 7, 'X\n'
+ValueError: the header X-Key has to be text without control characters
+    Friend('app1', '127.0.0.1:1', headers={'X-Key': X})
+        'p4ss\r\nY: 1', b'p4ss', 'p4ss\u20ac', None, 'p4ss\n'
 ValueError: method is one of ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS');
   a token is given by token=...
     aFriend.setRule('/secret', X)
@@ -1604,11 +1866,13 @@ class TestMistakes:
         """The limits and times that nobody gives are those that the docstrings tell."""
         service, friend = Microservice('app1'), Friend('app1', 'http://127.0.0.1:9')
         told = {'port': 5000, 'host': '0.0.0.0', 'max_body': 8 << 20, 'max_head': 32 << 10}
-        told.update(read_timeout=20, idle_timeout=75, max_connections=1000)
+        told.update(read_timeout=20, idle_timeout=75, max_connections=1000, max_age=300)
         assert {name: getattr(service, name) for name in told} == told
         assert (friend.timeout, friend.max_body) == (60, 8 << 20)
         for function, last in ((Friend.ping, 5), (Friend.wait, 60), (Microservice.stop, 10)):
             assert function.__defaults__ == (last,)
+        run, start = map(inspect.signature, (Microservice.run, Microservice.start))
+        assert run.parameters == start.parameters
 
     def test_default_max_body(self):
         """By default both sides take bodies of up to 8 MiB, to the byte."""
@@ -1867,18 +2131,22 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
     ({-math.inf}, f'[0]: {NO_JSON}', ValueError),
     ([threading.Lock()], '[0]: _thread.lock has no JSON form', TypeError),
     ({'m': os}, "['m']: module has no JSON form", TypeError),
-    ([Sample], '[0]: type has no JSON form', TypeError),
+    ([Sample], '[0]: type has no JSON form: send its __name__', TypeError),
     ([Point], '[0]: type has no JSON form', TypeError),
     ([object()], '[0]: object has no JSON form', TypeError),
-    ([1j], '[0]: complex has no JSON form', TypeError),
+    ([1j], '[0]: complex has no JSON form: send its .real and .imag', TypeError),
+    ([ValueError()], '[0]: ValueError has no JSON form: send its text, or raise it', TypeError),
+    ([Holder(_a=1)], '[0]: Holder has no JSON form: all its attributes begin with _', TypeError),
     ([...], '[0]: ellipsis has no JSON form', TypeError),
     ([functools.partial(len)], '[0]: functools.partial has no JSON form', TypeError),
-    ([re.compile('x')], '[0]: ', TypeError),
+    ([re.compile('x')], '[0]: re.Pattern has no JSON form: send its .pattern', TypeError),
     ([NotATime(2024, 2, 29)], f'[0]: {__name__}.NotATime has no JSON form', TypeError),
     ({'a': NotADuration(1)}, f"['a']: {__name__}.NotADuration has no JSON", TypeError),
     (Holder(a=[1, NotThere()]), '.a[1]: pandas.NAType has no JSON form', TypeError),
     ([decimal.Decimal('NaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
     ([decimal.Decimal('sNaN')], '[0]: decimal.Decimal has no JSON form', TypeError),
+    ([decimal.Decimal('Infinity')], '[0]: decimal.Decimal has no JSON form', TypeError),
+    ([decimal.Decimal('-Infinity')], '[0]: decimal.Decimal has no JSON form', TypeError),
     (collections.UserList([1, math.nan]), f'[1]: {NO_JSON}', ValueError),
 ]
 
@@ -2121,6 +2389,10 @@ class TestValues:
             body = b'[' * more + opening * times + b'1' + closing * times + b']' * more
             assert decodes(body) == (TOO_DEEP if depth > 200 else ''), depth
             assert decodes(b' \n' + body + b'\t') == decodes(body)
+        for arrays in (1, 100, 102, 200):  # then objects
+            text = '[' * arrays + '{"a":' * (201 - arrays) + '1' + '}' * (201 - arrays)
+            assert decodes((text + ']' * arrays).encode()) == TOO_DEEP
+            assert decodes((text[1:] + ']' * (arrays - 1)).encode()) == ''
 
     @pytest.mark.parametrize('depth', [199, 200, 201, 202, 5000])
     def test_depth_of_messages(self, depth, live):
@@ -2335,6 +2607,45 @@ class TestValues:
         assert service.ran == []
         raised(BadReply, value_of, body, match='the reply is not JSON: ')
 
+    def test_row(self, live):
+        """A row of sqlite3 is refused with the advice to send it as a dict."""
+        sqlite3 = pytest.importorskip('sqlite3')
+        base = live(contextlib.closing(sqlite3.connect(':memory:')))
+        base.row_factory = sqlite3.Row
+        row = base.execute('select 1 as a').fetchone()
+        call = functools.partial(Friend('app1', make()).send, '/echo')
+        raised(BadCall, call, row, match='send its items as a dict')
+        assert call(dict(row)) == {'a': 1}
+
+    def test_another_large_body(self, monkeypatch, live):
+        """Whoever waits for another large body to be decoded waits no longer than its own call."""
+        service, friend = live(calling())
+        large, locked, go_on = 'x' * (1 << 19), threading.Event(), threading.Event()
+
+        def hold():
+            with process_lock('decode'):
+                locked.set()
+                go_on.wait(TIMEOUT)
+
+        live(background(hold))
+        live(contextlib.ExitStack()).callback(go_on.set)
+        assert locked.wait(TIMEOUT)
+        limit(monkeypatch, patience=0.05)
+        told = 'being decoded; try again later'
+        raised(Busy, friend.send, '/echo', large, match=told, sent=False)
+        short = live(peer(answers(response(json.dumps([large]).encode()))))
+        short = live(Friend('app1', short, timeout=0.2))
+        raised(
+            CallTimeout,
+            short.send,
+            '/f',
+            match='could not be decoded within .*; the call has run',
+            sent=True,
+        )
+        go_on.set()
+        limit(monkeypatch, patience=TIMEOUT)
+        assert friend.send('/echo', large) == large and len(service.ran) == 1
+
 
 # --------------------------------------------------------------------------------------------- http
 
@@ -2409,7 +2720,7 @@ REFUSED_HEADS = [  # status, message; heads but for the empty line
             b'', b'identity', b'xchunked', b'"chunked"', b'chunked, gzip', b'chunked, chunked',
             b'chunked\r\n' + CODING + b'chunked',
         )]),
-        (501, NO_CODING, (CODING + b'gzip, chunked', CODING + b'gzip\r\n' + CODING + b'chunked')),
+        (501, NO_CODING, (CODING + b'GZIP , Chunked', CODING + b'gzip\r\n' + CODING + b'chunked')),
         (417, 'the only expectation met is 100-continue', (b'Expect: tea',)),
     ]
 ]
@@ -2713,6 +3024,7 @@ REPLY_HEADS = [  # head, but for its empty line; status, length, seconds kept al
     (OK + b'Transfer-Encoding: chunked\r\n', 200, CHUNKED, 4.0),
     (OK + b'Connection: Close\r\n' + LENGTH, 200, 3, 0.0),
     (OK + b'Keep-Alive: max=9, timeout=10\r\n' + LENGTH, 200, 3, 9.0),
+    (b'HTTP/1.1 103 Early\r\n' + LENGTH, 103, 0, 4.0),
     (b'HTTP/1.1 204 No\r\n', 204, 0, 4.0),
     (b'HTTP/1.1 304 No\r\n' + LENGTH, 304, 0, 4.0),
 ]
@@ -2951,116 +3263,6 @@ class TestCalls:
         }
 
 
-ORIGINAL = """
-from microservices_connector.Interservices import Microservice
-from werkzeug.serving import make_server
-Micro = Microservice('original')
-
-class Sample:
-    name = 'test'
-    def __init__(self, value):
-        self.value = value
-    def method(self):
-        pass
-
-@Micro.typing('/several')
-@Micro.reply
-def several(a, key):
-    return a, key, None
-
-@Micro.typing('/list')
-@Micro.reply
-def list1(a, key):
-    a.extend(key)
-    return a
-
-@Micro.typing('/class', token='123456')
-@Micro.reply
-def class1(a):
-    return Sample(a)
-
-@Micro.typing('/none')
-@Micro.reply
-def none():
-    pass
-
-server = make_server('127.0.0.1', 0, Micro.app)
-print(server.port, flush=True)
-server.serve_forever()
-"""
-
-
-@pytest.fixture(scope='module')
-def original():
-    """microservices_connector itself, where it is installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return pytest.importorskip('microservices_connector.Interservices')
-
-
-class TestOriginal:
-    """The wire is that of microservices_connector, where it is installed."""
-
-    def test_its_friend_calls_us(self, original):
-        """Its Friend gets from our service what it would get from its own."""
-        service = make()
-        service.typing('/several')(lambda a, key: (a, key, None))
-        service.typing('/class', token='123456')(lambda a: Sample(a))
-        service.typing('/none', methods=('PUT', 'POST'))(lambda *args, **kwargs: None)
-        with serving(service):
-            friend = original.Friend('app1', service.address, {}, {})
-            assert friend.send('/echo', 'é') == 'é'
-            assert friend.send('/echo', [1, {'a': None}]) == [1, {'a': None}]
-            assert friend.send('/several', {'k': [1]}, key='b') == [{'k': [1]}, 'b', None]
-            assert friend.send('/none', 1, k=2) is None
-            assert friend.send('/echo', Holder(value=3)) == {'value': 3}
-            assert friend.send('/class', 1) is None  # its way to say Forbidden
-            assert friend.lastreply.status_code == 401
-            friend.setRule('/class', token='123456')
-            assert friend.send('/class', [1]) == json.loads(SAMPLE % (('[1]',) * 3))
-            friend.setRule('/none', method='PUT')
-            assert friend.send('/none') is None
-            assert friend.lastreply.status_code == 200
-
-    def test_we_call_its_service(self, original, live):
-        """Our Friend gets from its service what it would get from ours."""
-        process = live(running('-W', 'ignore', '-c', ORIGINAL))
-        address = f'127.0.0.1:{int(process.stdout.readline())}'
-        friend = live(Friend('original', address, timeout=TIMEOUT))
-        friend.wait(TIMEOUT)
-        assert friend.send('/several', 'é', key={'k': [1]}) == ('é', {'k': [1]}, None)
-        assert friend.send('/list', [1], key=[2.5]) == [1, 2.5]
-        assert friend.send('/none') is None
-        raised(UnknownRule, friend.send, '/nothing')
-        raised(RemoteError, friend.send, '/list')
-        friend.setRule('/class', token='123456')
-        told = friend.send('/class', {'a': Sample(1)})
-        assert told == {'name': 'test', 'value': {'a': json.loads(SAMPLE % (1, 1, 1))}}
-
-    def test_what_we_do_otherwise(self, original):
-        """It lets wrong tokens in, fails with None, and more that the README says of it."""
-        service = original.Microservice('moving')
-        service.typing('/post', methods=['POST'])(lambda: 'text')
-        assert service.app.test_client().post('/post').status_code == 405
-        with running('-W', 'ignore', '-c', ORIGINAL) as process:
-            address = f'127.0.0.1:{int(process.stdout.readline())}'
-            friend = original.Friend('original', address)
-            assert friend.send('/nothing') is friend.send('/list') is None  # 404, 500
-            assert friend.send('/several', {'b': 1, 'a': 2}, key=3) == [{'a': 2, 'b': 1}, 3, None]
-            assert list(friend.lastMessage[0]) == ['a', 'b']
-            friend.setRule('/class', token='wrong')
-            assert friend.send('/class', 1) == {'name': 'test', 'value': 1}
-            assert original.Friend('another', address).token is friend.token
-
-    def test_names(self, original):
-        """It has each name, with those arguments, that the README lists as its own."""
-        things = {**vars(sys.modules['microservices_connector']), **vars(original)}
-        things['Micro'] = original.Microservice('moving')
-        things['aFriend'] = original.Friend('moving', '127.0.0.1:5000')
-        for code in moving(0):
-            check_name(code, things)
-
-
 # ------------------------------------------------------------------------------------------ sockets
 
 
@@ -3252,6 +3454,63 @@ class TestTimeOfTheService(AllAtOnce):
             socket.setdefaulttimeout(before)
 
 
+class TestKeptTimeouts:
+    """The timeout that a socket has is left as it is while it fits."""
+
+    def test_no_system_call(self, monkeypatch, live):
+        """A call on a kept connection sets no timeout, on either side."""
+        _, friend = live(calling())
+        for number in range(3):
+            friend.send('/echo', number)
+        watch_calls(monkeypatch, '_TimedSocket.allow', sets := [])
+        assert [friend.send('/echo', number) for number in range(9)] == list(range(9))
+        assert sets == []
+
+    def test_shorter_one_is_waited_out(self, live, clock):
+        """A connection may be idle for longer than a request may take to come."""
+        service = live(serving(read_timeout=0.05, idle_timeout=60))
+        sock = live(connect(service))
+        for _ in range(2):
+            sock.sendall(request()[:-3])
+            until(lambda: connections_of(service, 'reading'))
+            sock.sendall(request()[-3:])
+            assert statuses(receive(sock, b'"x"]')) == [200]
+            until(lambda: connections_of(service, 'idle'))
+            threading.Event().wait(0.1)  # in which the socket's own timeout runs out
+        assert len(connections_of(service, 'idle')) == 1
+
+    def test_frozen_clock(self, monkeypatch, live):
+        """Whoever stops `time.monotonic`, as freezegun does, stops no call and no wait."""
+        friend = live(Friend('app1', live(peer(drip())), timeout=0.05))
+        monkeypatch.setattr(time, 'monotonic', lambda: 1000.0)
+        raised(CallTimeout, friend.send, '/f')
+        assert friend.ping(0.05) is False
+        raised(CallTimeout, friend.wait, 0.05)
+
+    def test_closed_socket(self, live):
+        """What is sent on a closed connection is an error, and never goes into another file."""
+        ours, _ = map(live, socket.socketpair())
+        timed = TimedSocket(ours)
+        ours.close()
+        live(open(os.devnull, 'wb'))  # noqa: SIM115 - it may get the same descriptor
+        raised(OSError, timed.sendall, b'secret', 1)
+
+    def test_slow_but_steady(self, live):
+        """A send that takes its time has one limit in all, however often some bytes move."""
+        ours, theirs = map(live, socket.socketpair())
+        timed = TimedSocket(ours)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def read():
+            while theirs.recv(1024):
+                threading.Event().wait(0.005)
+
+        live(background(read))
+        live(contextlib.ExitStack()).callback(ours.shutdown, socket.SHUT_WR)
+        with soon():
+            raised(socket.timeout, timed.sendall, b'x' * (4 << 20), 0.1)
+
+
 class TestTimeOfACall(AllAtOnce):
     """The timeout of a call is for all of it."""
 
@@ -3326,6 +3585,11 @@ class TestTimeOfACall(AllAtOnce):
         told = "'Friend' object has no attribute 'sned'"
         raised(AttributeError, lambda: patient.sned('/echo'), match=told)
 
+    def test_within_of_a_subclass(self):
+        """`within` of a class derived from Friend is of that class."""
+        sub = type('Sub', (Friend,), {})
+        assert type(sub('app1', make()).within(1)) is sub
+
     @needs_timers
     def test_signals(self, live):
         """Signals that arrive all the time do not extend the timeout."""
@@ -3359,6 +3623,19 @@ class TestTimeOfACall(AllAtOnce):
             with soon():
                 raised(CallTimeout, send, second, '/hold')
             service.release.set()
+
+    def test_timeout_as_an_argument(self):
+        """Who passes timeout= to a function that has none is told of `within`."""
+        service = make()
+        service.typing('/one')(lambda a: a)
+        service.typing('/two')(lambda timeout: timeout)
+        friend = Friend('app1', service)
+        call = functools.partial(friend.send, '/one', 1, timeout=5)
+        told = re.escape('(within(5).send(...) sets the seconds of a call)') + '$'
+        raised(BadArguments, call, match=told)
+        status, _, told = ask(service, b'{"kwargs":{"timeout":5}}', '/one')
+        assert status == 422 and 'within' not in told['detail']  # the wire knows no Friend
+        assert friend.send('/two', timeout=5) == 5
 
 
 def found_at(*address):
@@ -3469,6 +3746,19 @@ class TestFriend:
             friend = Friend('app1', '127.0.0.1:1')
             raised(TypeError, copied, friend, match='make one in each process')
 
+    def test_own_headers(self, live):
+        """A friend's own headers go with each call, of `send`, `asend` and `ping`."""
+        headers, got = {'X-Api-Key': 'k', 'User-Agent': 'mine/1'}, []
+        address = live(peer(answers(*[response(extra=CLOSE)] * 3, got=got)))
+        friend = live(Friend('app1', address, headers=headers))
+        friend.send('/f')
+        asyncio.run(friend.asend('/f'))
+        assert friend.ping() and len(got) == 3
+        for data in got:
+            lines = data.partition(b'\r\n\r\n')[0].decode().split('\r\n')
+            assert 'X-Api-Key: k' in lines
+            assert [line for line in lines if 'agent' in line.lower()] == ['User-Agent: mine/1']
+
 
 def look_up_by(monkeypatch, found, tried):
     """Let every name have the addresses *found*, and note in *tried* what is connected to."""
@@ -3556,7 +3846,7 @@ class TestAddresses:
             friend = live(Friend('app1', '[fe80::1%eth0]:5000'))
             raised(Unreachable, friend.send, '/echo', match=r'cannot connect to \[fe80::1\]:5000')
         assert tried == [('fe80::1', 5000, 0, 7)]
-        port = int(live(peer(answers(response(), got=got))).rpartition(':')[2])
+        port = int(live(peer(answers(response(), response(), got=got))).rpartition(':')[2])
 
         def look_up(host, *args, look_up=socket.getaddrinfo, **kwargs):
             asked.append(host)
@@ -3565,7 +3855,8 @@ class TestAddresses:
 
         monkeypatch.setattr(socket, 'getaddrinfo', look_up)
         assert live(Friend('app1', f'[fe80::1%eth0]:{port}')).send('/echo') == 'x'
-        assert asked[0] == 'fe80::1%eth0'
+        assert live(Friend('app1', f'[fe80::1%25eth0]:{port}')).send('/echo') == 'x'  # RFC 6874
+        assert asked[:2] == ['fe80::1%eth0'] * 2
         assert f'Host: [fe80::1]:{port}' in got[0].decode().split('\r\n')
 
 
@@ -3670,6 +3961,18 @@ class TestConnections:
         assert complaints() == []
         until_released(before)
 
+    def test_forked_while_it_connects(self, monkeypatch):
+        """A fork that falls while a friend connects inherits no connection."""
+        seen = []
+
+        def connect(sock, _):
+            seen.append(is_closed_by_forks(sock))
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket.socket, 'connect', connect)
+        raised(Unreachable, Friend('app1', '127.0.0.1:9').send, '/f')
+        assert seen == [True]
+
 
 CLOSE = 'Connection: close\r\n'  # or the next call could meet the end of the connection
 
@@ -3756,6 +4059,17 @@ class TestSeveralAddresses:
         friend = live(Friend('app1', ['192.0.2.1', service.address], timeout=9))
         assert (friend.send('/echo', 1), silent) == (1, [4.5])
 
+    @pytest.mark.parametrize('status', [408, 502, 503, 504])
+    def test_outage_of_a_proxy(self, status, service, live):
+        """What a proxy says of an outage proves nothing: no other address is tried."""
+        told = json.dumps({'title': 'x', 'status': 1, 'detail': 'd'}).encode()
+        bodies = [(b'', 'text/html'), (told, 'application/problem+json'), (told, None)]
+        for body, kind in bodies:
+            reply = response(body, f'{status} No', kind)
+            friend = live(Friend('app1', [live(peer(answers(reply))), service.address]))
+            raised(MicroconnectError, friend.send, '/echo', 1, sent=True, status=status)
+        assert service.ran == []
+
 
 @pytest.fixture
 def tls_service(tls_server):
@@ -3790,6 +4104,8 @@ class TestWaiting:
         """ping is False for a busy service, and for a listener that does not speak HTTP."""
         replies, got = {response(): True, response(b'', '404 Not Found', extra=CLOSE): True}, []
         replies.update({BUSY: False, b'SSH-2.0\r\n': False})
+        for status in (408, 500, 502, 503, 504):  # of a proxy in front of it
+            replies[response(b'', f'{status} No', extra=CLOSE)] = False
         address = live(peer(answers(*replies, got=got)))
         for alive in replies.values():
             with Friend('app1', address) as friend:
@@ -3849,6 +4165,13 @@ class TestWaiting:
         replies = [response(b'', '502 Bad Gateway', extra=CLOSE), *[BUSY] * 99]
         friend = live(Friend('app1', live(peer(answers(*replies)))))
         raised(CallTimeout, friend.wait, 1.4, match='within 1.4 s: it answered 503')
+
+    def test_wait_asks_often(self, clock, monkeypatch, live):
+        """wait asks ten times a second."""
+        slept = []
+        monkeypatch.setattr(time, 'sleep', lambda s: slept.append(s) or clock.shift(s))
+        raised(CallTimeout, live(Friend('app1', dead_address())).wait, 1)
+        assert slept[:9] == [0.1] * 9
 
 
 X, Y, Z = response(), response(b'["y"]'), response(b'["z"]')
@@ -4082,7 +4405,7 @@ class TestSigner:
     def test_call(self, both_ways, rule, status):
         """A call and its reply are signed and checked, whatever the reply says."""
         one, two = Signer(), Signer()
-        friend = both_ways(make(secretKey=one), secretKey=two)
+        friend = both_ways(make(secretKey=one), secretKey=two, headers={'X-Api-Key': 'k'})
         if status == 200:
             assert friend.send(rule, 'ValueError') == 'ValueError'
         else:
@@ -4091,6 +4414,7 @@ class TestSigner:
         (*called, headers, sent), (*answered, fields, reply) = one.seen
         assert (called, sent) == (['check_call', 'POST', rule], body)
         assert (headers['x-word'], headers['content-type']) == ('word', 'application/json')
+        assert headers['x-api-key'] == 'k'  # the friend's own
         assert answered == ['sign_reply', 'proof', status]
         assert dict(fields)['Content-Type'].endswith('json') and type(json.loads(reply)) is not str
         assert two.seen[0] == ('sign_call', 'POST', rule, body)
@@ -4178,6 +4502,7 @@ class TestProxies:
         for user, address, line, host in (
             ('me:se%20cret@', 'http://service.invalid:5000/v1', ':5000/v1/echo', ':5000'),
             ('me:se%20cret@', 'service.invalid', ':80/echo', ':80'),
+            ('me@', 'service.invalid', ':80/echo', ':80'),
             ('', 'http://b\xfccher.invalid', ':80/echo', ':80'),
         ):
             got = []
@@ -4188,8 +4513,9 @@ class TestProxies:
             assert lines[0] == f'POST http://{name}{line} HTTP/1.1'
             assert f'Host: {name}{host}' in lines
             passwords = [line for line in lines if 'authorization' in line.lower()]
-            known = 'Proxy-Authorization: Basic bWU6c2UgY3JldA=='
-            assert passwords == ([known] if user else [])
+            known = {'me:se%20cret@': 'bWU6c2UgY3JldA==', 'me@': 'bWU6'}
+            known = [f'Proxy-Authorization: Basic {known[user]}'] if user else []
+            assert passwords == known
 
     def test_https(self, proxies, tls_server, tls_client, live):
         """A call over TLS goes through a tunnel: the proxy sees the name, and no more."""
@@ -4236,6 +4562,12 @@ class TestProxies:
         facts = {'match': trap.partition('//')[2], 'sent': status.startswith('502')}
         friend = live(Friend('app1', 'http://service.invalid'))
         raised(MicroconnectError, friend.send, '/echo', **facts)
+
+    def test_proxy_that_speaks_no_http(self, proxies, tls_client, live):
+        """A proxy whose answer to CONNECT is not HTTP makes the service Unreachable."""
+        proxies(live(peer(answers(b'SSH-2.0-OpenSSH\r\n'))))
+        friend = live(Friend('app1', 'https://service.invalid', ssl_context=tls_client))
+        raised(Unreachable, friend.send, '/echo', match='cannot connect to the proxy')
 
     def test_dripping_tunnel(self, proxies, tls_client, live):
         """A proxy that answers byte by byte has no more time than the call."""
@@ -4382,6 +4714,35 @@ class TestTls:
         friend = live(Friend('app1', by_name(tls_service), ssl_context=tls_client))
         assert friend.send('/echo', 1) == 1
         assert tls_service.ran == [((1,), {})]
+
+    def test_stop_in_a_call(self, tls_server, tls_client, live):
+        """At stop a call in flight still gets its reply."""
+        service = holding(make())
+        live(service.start(0, '127.0.0.1', ssl_context=tls_server))
+        friend = live(Friend('app1', by_name(service), ssl_context=tls_client))
+        call = live(background(friend.send, '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        stopping = live(background(service.stop))
+        until(lambda: is_stopping(service) and all(c.is_ended for c in connections_of(service)))
+        service.release.set()
+        assert call.result(TIMEOUT) == 'held' and stopping.result(TIMEOUT) is None
+
+    def test_ended_in_the_handshake(self, tls_server, tls_client, monkeypatch, live):
+        """A call that comes with a handshake after which the connection is ended is not run."""
+        shake, service, sent = ssl.SSLSocket.do_handshake, make(), threading.Event()
+
+        def shake_and_end(sock, *args):
+            shake(sock, *args)
+            if sock.server_side:
+                sent.wait(TIMEOUT)
+                connections_of(service)[0].end()
+
+        monkeypatch.setattr(ssl.SSLSocket, 'do_handshake', shake_and_end)
+        live(service.start(0, '127.0.0.1', ssl_context=tls_server))
+        sock = live(tls_client.wrap_socket(connect(service), server_hostname='localhost'))
+        sock.sendall(request())
+        sent.set()
+        assert statuses(receive(sock)) == [408] and service.ran == []
 
 
 async def until_held(service):
@@ -4668,7 +5029,7 @@ PATHS = [
 
 EXACT = [  # status; targets of requests
     (200, ['/%65cho', '/ech%6F', '/ech%6f', '/echo?', 'http://else:1/echo']),
-    (404, ['/echo/', '/Echo', '//echo', '/./echo', '/echo?x=1', '/%2565cho']),
+    (404, ['/echo/', '/Echo', '//echo', '/./echo', '/echo?x=1', '/%2565cho', '/a|b[c]^d']),
     (400, ['/%ff', '/%6', '/echo#x']),
 ]
 
@@ -4881,6 +5242,9 @@ class TestTokens:
         assert takes(service) == {'/echo': 'e', '/f': 'b', '/fail': 'e'}
         friend.token = 'e'
         assert friend.send('/echo', 1) == 1
+        service = make(token={'/f': 'older', '/echo': 'c'})
+        service.typing('/f', token='b')(fits)  # the one given last counts
+        assert takes(service) == {'/echo': 'c', '/f': 'b', '/fail': 'open'}
 
     def test_turned_over(self):
         """Tokens are replaced side by side: at no moment is a caller refused."""
@@ -5303,6 +5667,10 @@ class TestAnswer:
         monkeypatch.setattr(logging.getLogger('microconnect'), 'disabled', True)
         error = raised(SyntaxError, friend_of(function, debug=True).send, '/f')
         assert 'cannot be formatted' in error.traceback
+        fails = type('Fails', (Exception,), {'__str__': lambda self: 1 / 0})
+        odd = type('Odd', (), {'__str__': lambda self: raise_(fails())})()
+        service = service_of(lambda: raise_(SyntaxError('why', ('f', odd, 1, 'text'))), debug=True)
+        assert ask(service, path='/f')[0] == 500
 
     @pytest.mark.parametrize('debug', [False, True])
     def test_long_failure(self, debug, caplog, live):
@@ -5451,16 +5819,48 @@ class TestAnswer:
         service.typing('/', methods=('GET',), token='mine')(lambda: 'mine')
         assert service.answer('GET', '/', JSON, b'{"token":"mine"}')[2] == b'["mine"]'
 
+    def test_decorator_that_fails_afterwards(self):
+        """A function that ran is never told as one that did not, whatever its decorator raises."""
+        ran = []
+
+        def adding(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                function(1, 2, *args)
+                raise TypeError('the decorator failed')
+
+            return wrapper
+
+        rule = adding(lambda a, b, c: ran.append(c))
+        error = raised(RemoteError, friend_of(rule).send, '/f', 3, sent=True)
+        assert ran == [3] and not isinstance(error, BadArguments)
+
+    def test_no_memory_to_read_a_call(self, monkeypatch):
+        """Where no memory is left to read a call, it is 503 and not run, an async one too."""
+        service, call = make_async(), ('POST', '/aecho', JSON, CALL)
+        fail_once(monkeypatch, microconnect, DECODE, MemoryError())
+        assert service.answer(*call)[0] == 503
+        fail_once(monkeypatch, microconnect, DECODE, MemoryError())
+        assert asyncio.run(service.aanswer(*call))[0] == 503
+
+    def test_large_call_of_a_stranger(self, monkeypatch):
+        """Until a stranger's large call is refused, no other large body is decoded."""
+        service, free = make(token=SECRET), []
+
+        def refuse(*_):
+            with background(process_lock('decode').acquire, False) as other:
+                free.append(other.result(TIMEOUT))
+            return False
+
+        monkeypatch.setattr(microconnect.hmac, 'compare_digest', refuse)
+        assert ask(service, b'{"args":["%b"],"token":"x"}' % (b'x' * 300000))[0] == 401
+        assert free == [False]
+
 
 RULES = {  # what a service tells of its rules
     '/divide': ('(a, b, *, floor=False)', 'Divide a by b.', ['POST'], False),
     '/later': ('(seconds: float = 1.5)', '', ['POST'], False),
-    '/list': (
-        "() -> 'dict[str, dict[str, Any]]'",
-        RULES_DOC.split('\n')[0],
-        ['GET', 'POST'],
-        True,
-    ),
+    '/list': ("() -> 'dict[str, dict[str, Any]]'", RULES_DOC.split('\n')[0], ['GET', 'POST'], True),
     '/odd': ('(...)', '', ['POST'], False),
     '/partial': ('(b, *, floor=False)', 'Divide a by b.', ['POST'], True),
 }
@@ -5499,6 +5899,8 @@ class TestListOfRules:
         assert told == {rule: dict(zip(keys, row)) for rule, row in RULES.items()}
         assert Friend('app1', service, SECRET).send('/list') == told
         raised(Forbidden, Friend('app1', service).send, '/list')
+        odd = type('Odd', (), {'__signature__': 7, '__call__': lambda self: 7})()
+        assert service_of(odd).rules()['/f']['signature'] == '(...)'
 
     def test_repr(self):
         """The repr of a service says its name, its address and how many rules it has."""
@@ -5536,8 +5938,7 @@ class TestLog:
         wanted = [
             f'INFO app1 listens on {address}, 2 rules',
             "DEBUG answered 200: '/echo' from ME in N ms",
-            "INFO refused 401: '/fail' from ME in N ms: "
-            "'/fail needs a token, and none was given'",
+            "INFO refused 401: '/fail' from ME in N ms: '/fail needs a token, and none was given'",
             "INFO refused 404: '/missing' from ME in N ms: ",
             "INFO refused 400: '' from ME in N ms: ",
             'INFO app1 stops',
@@ -5553,6 +5954,9 @@ class TestLog:
         assert lines() == ['ERROR /fail raised', "DEBUG answered 500: '/fail' in N ms"]
         assert caplog.records[0].name == 'microconnect'
         assert "KeyError: 'for the log'" in caplog.records[0].exc_text
+        raised(TypeError, friend_of(lambda: make).send, '/f')
+        told = 'TypeError: reply[0]: function has no JSON form: send its result'
+        assert lines()[2] == f'ERROR /f raised: {told}'
 
     def test_fields(self, caplog):
         """A line of a call has its facts as fields, for a formatter of one's own."""
@@ -5570,6 +5974,21 @@ class TestLog:
         assert all(0 < line.milliseconds < 1000 * TIMEOUT for line in told)
         assert all(line.caller.startswith('127.0.0.1') for line in told)
         assert '\n' not in caplog.messages[-1]  # what a caller says cannot make a line of its own
+
+    def test_records(self, caplog):
+        """Each record has all the fields, a pattern to group by, and the place that logs."""
+        caplog.set_level(logging.DEBUG, 'microconnect')
+        with serving() as service:
+            for rule in ('/echo', '/fail', '/none'):
+                ask(service, b'{"args": ["ValueError"]}', rule)
+        for record in caplog.records:
+            assert {'rule', 'status', 'caller', 'milliseconds'} <= set(vars(record))
+            assert record.funcName not in ('_log', 'error', 'info', 'debug', 'warning')
+        patterns = {record.msg for record in caplog.records}
+        assert 'answered %s: %r%.0s in %.1f ms' in patterns and '%s raised%s' in patterns
+        assert 'refused %s: %r%.0s in %.1f ms: %r' in patterns
+        (error,) = [record for record in caplog.records if record.levelname == 'ERROR']
+        assert (error.rule, error.status) == ('/fail', 500)
 
     def test_off(self, caplog, monkeypatch, live):
         """At the default level a call that succeeds is not even timed for the log."""
@@ -5661,6 +6080,15 @@ class TestPages:
         assert 'POST' in told['access-control-allow-methods']
         assert told['access-control-allow-headers'] == 'Content-Type'
         assert asked(ask, service, ORIGIN, path='/aecho', **PREFLIGHT)[0] == seen
+        for names, allowed in (
+            ('content-type, signature, traceparent', 'content-type, signature, traceparent'),
+            ('x-a;\x0b evil', 'x-a, evil'),
+        ):
+            wanted = {**PREFLIGHT, 'Access-Control-Request-Headers': names}
+            if ask is not by_listener or names.isprintable():
+                told = asked(ask, service, ORIGIN, **wanted)[1]
+                assert told['access-control-allow-headers'] == allowed
+                assert told['access-control-expose-headers'] == '*'
         for other, refusing in (('https://evil.example', service), (ORIGIN, make())):
             seen, told, _ = asked(ask, refusing, other, **PREFLIGHT)
             assert seen[:2] == (403, None) and 'access-control-allow-methods' not in told
@@ -5990,6 +6418,41 @@ class TestAsyncRules:
         assert friend.send('/aecho', 1) == 1
         service.stop()
 
+    def test_stop_of_another_service(self):
+        """stop cancels the async calls and tasks of its own service; those of another go on."""
+        ended, services = [], [make_async(), make_async()]
+
+        async def wait(service):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(service)
+
+        async def leave(service):
+            service.left = asyncio.ensure_future(wait(service))
+            await asyncio.sleep(0)
+
+        for service in services:
+            service.typing('/leave')(lambda service=service: leave(service))
+            Friend('app1', service).send('/leave')
+        services[0].stop()
+        until(lambda: ended)
+        assert Friend('app1', services[1]).send('/aecho', 1) == 1
+        assert ended == services[:1]
+        services[1].stop()
+        until(lambda: len(ended) == 2)
+
+    def test_no_thread_for_the_loop(self, monkeypatch):
+        """An async rule that gets no thread fails and leaves no loop open; later it works."""
+        service, new, loops = make_async(), asyncio.new_event_loop, []
+        forget_threads()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, 'new_event_loop', lambda: loops.append(new()) or loops[-1])
+            fail_once(patch, threading.Thread, 'start', RuntimeError("can't start new thread"))
+            assert ask(service, CALL, '/aecho')[0] == 500
+        assert [loop.is_closed() for loop in loops] == [True]
+        assert Friend('app1', service).send('/aecho', 1) == 1
+
 
 # --------------------------------------------------------------------------------------------- WSGI
 
@@ -6048,6 +6511,14 @@ class TestWsgi:
         raised(ValueError, friend.send, '/fail', 'ValueError', match='why')
         raised(UnknownRule, friend.send, '/ecko', match="did you mean '/echo'")
 
+    def test_bare_environ(self):
+        """An empty path is /, and what is no HTTP_... is no header; CONTENT_TYPE may be missing."""
+        told, more = [], {'FAKE_ORIGIN': 'http://evil.example', 'wsgi.input': io.BytesIO()}
+        for method, path in (('GET', ''), ('GET', '/'), ('POST', '/echo')):
+            environ = {'REQUEST_METHOD': method, 'PATH_INFO': path, **more}
+            make().wsgi(environ, lambda status, fields: told.append(status[:3]))
+        assert told == ['200', '200', '415']
+
 
 # --------------------------------------------------------------------------------------------- ASGI
 
@@ -6090,6 +6561,10 @@ class TestAsgi:
         service.typing('/thread')(lambda: threading.current_thread() is threading.main_thread())
         assert by_asgi(service, 'POST', '/thread', JSON, b'')[2] == b'[false]'
         assert by_asgi(service, 'POST', '/loop', JSON, b'')[2] == b'[null]'
+        variable = contextvars.ContextVar('variable', default=0)
+        variable.set(7)
+        service.typing('/look')(variable.get)  # a plain rule sees the context of its request
+        assert by_asgi(service, 'POST', '/look', JSON, b'')[2] == b'[7]'
         assert service.loop_thread is threading.current_thread()
 
     def test_lifespan(self):
@@ -6107,51 +6582,55 @@ class TestAsgi:
         """Servers recognise it as ASGI 3: it is a coroutine function."""
         assert inspect.iscoroutinefunction(make().asgi)
 
+    def test_at_once(self):
+        """While plain rules keep the loop's threads busy, what needs none is answered at once."""
+        service = holding(make(origins=[ORIGIN], token={'/echo': SECRET}))
+        asked = {'origin': ORIGIN, 'access-control-request-method': 'POST'}
+        requests = [('GET', '/', {}), ('OPTIONS', '/echo', asked), ('POST', '/none', JSON)]
+        for headers in ({'content-type': 'text/plain'}, JSON, {**JSON, 'origin': 'http://evil'}):
+            requests.append(('POST', '/echo', headers))
 
-HOSTED = """
-from service import Micro
+        async def ask_all():
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+            busy = asyncio.ensure_future(service.aanswer('POST', '/hold', JSON, b'{}'))
+            while not service.held.acquire(blocking=False):
+                await asyncio.sleep(0.001)
+            calls = [service.aanswer(*one, b'{}') for one in requests]
+            answers = [await asyncio.wait_for(call, TIMEOUT) for call in calls]
+            assert not service.returned
+            service.release.set()
+            return (await busy)[0], [status for status, _, _ in answers]
 
-application = Micro.wsgi  # gunicorn takes a name, not an attribute
-Micro.typing('/fail')(lambda message: int(message))
+        assert asyncio.run(ask_all()) == (200, [200, 200, 404, 415, 401, 403])
 
-@Micro.typing('/sleep')
-async def sleep(value):
-    import asyncio
-    await asyncio.sleep(0.001)
-    return value
-"""
+    def test_large_body(self, monkeypatch):
+        """A large body is decoded off the loop, a small one for an async rule on it."""
+        service, here = make_async(), threading.current_thread()
+        watch_calls(monkeypatch, '_parse_call', threads := [])
+        for size in (10, 1 << 19):
+            body = json.dumps({'args': ['x' * size]}).encode()
+            assert by_asgi(service, 'POST', '/aecho', JSON, body)[0] == 200
+        assert [thread is here for thread in threads] == [True, False]
 
-SERVERS = {
-    'gunicorn-sync': ['gunicorn', '-b', '127.0.0.1:PORT', 'app1'],
-    'gunicorn-gthread': ['gunicorn', '--threads', '4', '-b', '127.0.0.1:PORT', 'app1'],
-    'waitress': ['waitress', '--listen', '127.0.0.1:PORT', 'app1:Micro.wsgi'],
-    'uvicorn': ['uvicorn', '--port', 'PORT', 'app1:Micro.asgi'],
-    'hypercorn': ['hypercorn', '-b', '127.0.0.1:PORT', 'app1:Micro.asgi'],
-}
+    def test_cancelled(self):
+        """A call that the server cancels is cancelled, and not answered as an error of the rule."""
 
+        async def cancel(ended):
+            call = asyncio.ensure_future(service.aanswer('POST', '/f', JSON, b'{}'))
+            while not entered.is_set():
+                await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            return ended.is_set()
 
-class TestServers:
-    """The servers that many use, where they are installed."""
+        async def wait():
+            await endless(entered, cancelled)
 
-    @pytest.mark.parametrize('server', SERVERS)
-    def test_tutorial(self, server, tmp_path, live):
-        """The tutorial's service gives its values and errors under the server of another."""
-        pytest.importorskip(SERVERS[server][0])
-        (tmp_path / 'app1.py').write_text(HOSTED)
-        shutil.copy(EXAMPLES / 'tutorial' / 'service.py', tmp_path)
-        port = dead_address().rpartition(':')[2]
-        command = [part.replace('PORT', port) for part in SERVERS[server]]
-        live(running('-m', *command, folder=tmp_path))
-        friend = live(Friend('app1', f'http://127.0.0.1:{port}', timeout=TIMEOUT))
-        friend.wait(TIMEOUT)
-        check_tutorial(friend)
-        assert call_all(8, lambda _: friend.send('/sleep', 'ä')) == ['ä'] * 8
-        assert len(friend.send('/str', 'x' * 300000, key='')) == 300001
-        friend.setRule('/class', token='wrong')
-        raised(Forbidden, friend.send, '/class', 1)
-        raised(UnknownRule, friend.send, '/strr', match='did you mean')
-        raised(BadArguments, friend.send, '/str', 1, 2, 3)
-        raised(ValueError, friend.send, '/fail', 'why', match='why', type='ValueError')
+        entered, cancelled = threading.Event(), threading.Event()
+        service = service_of(wait)
+        assert asyncio.run(cancel(cancelled)) is True
 
 
 # ----------------------------------------------------------------------------------------- listener
@@ -6168,6 +6647,7 @@ EXCHANGES = [  # what a client sends; statuses, and what the bytes that come bac
     (request(extra=KEEP) * 2, [200, 200], KEPT),
     (request(extra=END) * 2, [200], CLOSED),
     (request(extra=b'Connection: TE, Close\r\n') * 2, [200], CLOSED),
+    (request(extra=b'Expect: 100-continue\r\n'), [200], KEPT),  # its body is there already
     (request(version=b'1.0') * 2, [200], CLOSED),
     (request(version=b'1.0', extra=KEEP) * 2, [200], CLOSED),
     # Requests in one write are answered in their order; a chunked body is put together.
@@ -6384,6 +6864,84 @@ class TestListener:
         socks[1].sendall(data[-100:])
         assert statuses(receive(socks[1], b'x"]')) == [200]
 
+    def test_who_moves_is_kept(self, monkeypatch, live, clock):
+        """No request is ended whose bytes move; a newcomer that finds no room in time is 503."""
+        limit(monkeypatch, held=300000, stall=2)
+        data = request(b'{"args":["%b"]}' % (b'x' * 90000))
+        service, friend = live(calling(max_body=100000))
+        socks = [live(connect(service)) for _ in range(3)]
+        for sock in socks:
+            sock.sendall(data[:-100])
+        until(lambda: unread_bytes_of(service) > 3 * 89000)
+        call = live(background(friend.send, '/echo', 'x' * 90000))
+        until(lambda: unread_bytes_of(service) > 300000)
+        clock.shift(0.5)
+        for sock in socks:
+            sock.sendall(data[-100:-99])
+        for seconds in (0, 1.5, 1.5):  # all of them wait for room from now on
+            clock.shift(seconds)
+            until(lambda: all(c.timed.moved_at == clock.now for c in connections_of(service)))
+        with Friend('app1', service.address) as other:
+            assert other.send('/echo', 'small') == 'small' and not call.done()
+        clock.shift(0.51)
+        told = 'too many large requests at once'
+        raised(Busy, call.result, TIMEOUT, match=told, status=503, sent=False)
+        for sock in socks:
+            sock.sendall(data[-99:])
+            assert statuses(receive(sock, b'x"]')) == [200]
+
+    def test_reply_that_nobody_takes(self, monkeypatch, live, clock):
+        """A large reply that nobody takes is cut when room for another one is needed."""
+        limit(monkeypatch, held=0)
+        service, friend = live(calling(max_body=800000, read_timeout=9999, idle_timeout=9999))
+        service.typing('/large')(lambda: 'x' * 700000)
+
+        def sending():
+            return [one for one in connections_of(service, 'sending') if one.held]
+
+        socks = [live(connect(service)) for _ in range(2)]
+        until(lambda: len(connections_of(service)) == 2)
+        for sock in (*socks, *(one.timed.sock for one in connections_of(service))):
+            for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # so that they hold no reply
+                sock.setsockopt(socket.SOL_SOCKET, name, 1 << 16)
+        for count, sock in enumerate(socks, 1):
+            sock.sendall(request(b'{}', '/large'))
+            until(lambda count=count: len(sending()) == count)
+        assert len(friend.send('/large')) == 700000
+        assert friend.send('/echo', 7) == 7 and len(sending()) == 2  # for nobody stalls
+        until(lambda: clock.shift(3) or (friend.send('/large') and len(sending()) == 1))
+        cut, whole = sorted(len(receive(sock, b'x"]')) for sock in socks)
+        assert cut < 700000 < whole
+
+    def test_no_memory_for_a_newcomer(self, monkeypatch, live):
+        """A newcomer for which no memory is left is dropped; the others are served."""
+        _, friend = live(calling())
+        fail_once(monkeypatch, microconnect, CONNECTION, MemoryError())
+        raised(ConnectionLost, friend.send, '/echo', 1)
+        assert friend.send('/echo', 2) == 2
+
+    def test_thread_that_is_never_born(self, monkeypatch, live, clock):
+        """A connection whose thread never begins holds up no other one, nor the stop."""
+        start, hung, never = threading.Thread.start, [], threading.Event()
+
+        def hang_once(thread):
+            if hung:
+                return start(thread)
+            hung.append(thread)
+            never.wait(TIMEOUT)
+
+        service = live(serving(max_connections=1))
+        monkeypatch.setattr(threading.Thread, 'start', hang_once)
+        sock = live(connect(service))
+        until(lambda: hung)
+        clock.shift(2.01)
+        with soon():
+            assert live(Friend('app1', service.address)).send('/echo', 1) == 1
+            assert receive(sock) == b''
+            clock.go_on()
+            service.stop()
+        never.set()
+
     def test_two_of_the_largest_requests(self, monkeypatch, live):
         """However large max_body is, two bodies of that size may come at once."""
         limit(monkeypatch, held=1)
@@ -6465,6 +7023,78 @@ class TestListener:
 
         assert call_all(100, call) == list(range(100))
 
+    def test_refused_between_requests(self, live):
+        """What is refused after a request is no answer to that one, in its headers and body."""
+        service = live(serving(origins=[ORIGIN]))
+        origin = f'Origin: {ORIGIN}\r\n'.encode()
+        for method in ('POST', 'HEAD'):
+            got = raw(service, request(b'', '/echo', method, origin) + b'GET\r\n\r\n')
+            first, second = re.split(rb'(?=HTTP/1.1 400)', got)
+            assert b'Allow-Origin' in first and b'Allow-Origin' not in second
+            assert b'malformed' in second
+
+    def test_what_is_held(self, live):
+        """The body that is answered counts as held, and that of a refused request does not."""
+        service = live(serving(holding(make(max_body=100000))))
+        sock, refused = live(connect(service)), live(connect(service))
+        sock.sendall(request(b'{"args":[]%b}' % (b' ' * 90000), '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        assert [one.holds() > 90000 for one in connections_of(service)].count(True) == 1
+        refused.sendall(CHUNKED_HEAD + b'15f90\r\n%b\r\nffff\r\n' % (b' ' * 90000))
+        assert statuses(receive(refused, b'max_body')) == [413]
+        assert sum(one.holds() for one in connections_of(service)) < 91000
+        service.release.set()
+        assert statuses(receive(sock, b'held')) == [200]
+
+    def test_connection_that_fails(self, monkeypatch, caplog, capfd, live):
+        """What fails in a connection's thread is logged, not printed; others go on."""
+        service, friend = live(calling())
+        with monkeypatch.context() as patch:
+            patch.setattr(Listener, 'finish_request', lambda *_: 1 / 0)
+            assert raw(service, b'') == b''
+        assert friend.send('/echo', 1) == 1
+        assert 'a connection failed' in caplog.messages and capfd.readouterr().err == ''
+
+    def test_newcomer_that_is_gone_again(self, monkeypatch, live):
+        """A newcomer that is gone before it is accepted costs no idle connection its place."""
+        service = live(serving())
+        for sock in two_idle(service, live):
+            fail_once(monkeypatch, socket.socket, 'accept', BlockingIOError())
+            assert statuses(raw(service, request())) == [200]
+            sock.sendall(request())
+            assert statuses(receive(sock, b'["x"]')) == [200]
+
+    def test_ended_ones_make_no_room(self, live):
+        """A connection that is ended already does not count as an idle one that makes room."""
+        service = live(serving(max_connections=2))
+        _, second = two_idle(service, live)
+        min(connections_of(service), key=lambda one: one.idle_since).is_ended = True
+        assert statuses(raw(service, request())) == [200]
+        assert statuses(receive(second)) == [408]
+
+    def test_turned_away_with_its_request_unread(self, monkeypatch, live):
+        """A newcomer that is turned away reads its 503, though its request is unread."""
+        service, sent = live(serving(holding(make(max_connections=1)))), threading.Event()
+        busy, accept = live(connect(service)), socket.socket.accept
+        busy.sendall(request(b'', '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        late = lambda listener: sent.wait(TIMEOUT) and accept(listener)  # noqa: E731
+        monkeypatch.setattr(socket.socket, 'accept', late)
+        newcomer = live(connect(service))
+        newcomer.sendall(request())
+        sent.set()
+        assert statuses(newcomer.recv(65536)) == [503]
+        assert newcomer.recv(1) == b''  # not a reset
+        service.release.set()
+
+    def test_ages_of_a_burst(self, live, clock):
+        """The connections of a burst do not all get old at once."""
+        service = live(serving())
+        socks = [live(connect(service)) for _ in range(20)]
+        until(lambda: len(connections_of(service)) == len(socks))
+        ages = {one.retire_at - clock.now for one in connections_of(service)}
+        assert len(ages) > 1 and 269 < min(ages) <= max(ages) <= 300
+
 
 # fmt: off
 REFUSED_EVERYWHERE = [
@@ -6544,10 +7174,14 @@ class TestEveryHost:
     @pytest.mark.parametrize('method, body', [('GET', b'["app1"]'), ('HEAD', b'')])
     def test_health(self, ask, method, body):
         """GET / names the service and HEAD / does so without a body; neither wants a token."""
-        for token in (None, 'secret'):
-            status, fields, reply = ask(make(token=token), method, '/', {}, b'')
+        posted, gotten = make(), make()
+        posted.typing('/')(make)  # a rule for another method
+        gotten.typing('/', methods=['GET'])(lambda: 'mine')
+        for service in (make(token=None), make(token='secret'), posted):
+            status, fields, reply = ask(service, method, '/', {}, b'')
             assert (status, reply) == (200, body)
             assert (fields['content-type'], fields['content-length']) == ('application/json', '8')
+        assert ask(gotten, method, '/', {}, b'')[2] == (b'["mine"]' if method == 'GET' else b'')
 
     @HOSTS
     def test_head_of_a_rule(self, ask):
@@ -6608,6 +7242,10 @@ class TestStart:
         caplog.set_level(logging.DEBUG, 'microconnect')
         ask(service)
         assert len(caplog.messages) == 1
+        caplog.set_level(logging.WARNING, 'microconnect')
+        ask(service)
+        assert len(caplog.messages) == 1
+        assert capsys.readouterr().err == ''
         service.debug = True
         ask(service)
         assert capsys.readouterr().err.startswith("app1: answered 200: '/echo'")
@@ -6680,6 +7318,29 @@ class TestStart:
         assert friend.send('/f') == 4
         raised(UnknownRule, friend.send, '/other')
 
+    def test_the_same_cell_run_again(self, monkeypatch, live):
+        """In a notebook a cell that starts the service again, in the same way, returns it."""
+        service = live(make().start(0, '127.0.0.1'))
+        again = functools.partial(raised, RuntimeError, service.start, 0, match='serves already')
+        again('127.0.0.1')
+        monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+        assert service.start(0, '127.0.0.1') is service
+        again('127.0.0.1', True)
+        again('localhost')
+
+    def test_what_a_cell_ends(self, monkeypatch, live):
+        """A cell ends the older service of its name, host and port alone, and takes nothing."""
+        monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+        port = int(dead_address().rpartition(':')[2])
+        older = live(make(token=SECRET).start(port, '127.0.0.1'))
+        elsewhere = live(make().start(port, '127.0.0.2'))
+        wrong = functools.partial(make().start, port, '127.0.0.1', ssl_context='x')
+        raised(TypeError, wrong)
+        assert is_serving(older)
+        newer = live(Microservice('app1').start(port, '127.0.0.1'))
+        assert not is_serving(older) and is_serving(elsewhere)
+        assert newer.rules() == {} and not newer.token
+
     @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux spreads calls')
     def test_shared_port(self, live):
         """Two processes that say reuse_port share a port, and both answer."""
@@ -6750,7 +7411,7 @@ class TestWarnings:
                 service.start(port=0, host='127.0.0.1').stop()
             else:
                 Friend('app1', service) if host == 'friend' else getattr(service, host)
-            assert caplog.messages == [f'a token is set, and there is no rule {told}']
+            assert caplog.messages == [f'a token is set, but there is no rule {told}']
 
 
 class TestStop:
@@ -6764,8 +7425,9 @@ class TestStop:
             assert not is_serving(service)
 
     def test_in_a_rule(self, live):
-        """A rule may stop its service: its reply still arrives."""
-        service, friend = live(calling(service_of(lambda: service.stop() or 'bye')))
+        """A rule may stop its service, as often as it likes: its reply still arrives."""
+        stop = lambda: [service.stop() for _ in range(1000)] and 'bye'  # noqa: E731
+        service, friend = live(calling(service_of(stop)))
         assert friend.send('/f') == 'bye'
         until(lambda: not is_serving(service))
         raised(Unreachable, friend.send, '/f')
@@ -6812,6 +7474,18 @@ class TestStop:
             raised(ConnectionLost, call.result, TIMEOUT, sent=True)
             service.release.set()
         until_released(before)
+
+    def test_second_stop(self, live):
+        """A second stop with a longer grace does not extend the first one."""
+        service, friend = live(calling(holding(make())))
+        call = live(background(friend.send, '/hold'))
+        assert service.held.acquire(timeout=TIMEOUT)
+        live(background(service.stop, 0.05))
+        until(lambda: is_stopping(service))
+        with soon():
+            service.stop(grace=TIMEOUT)
+        service.release.set()
+        raised(ConnectionLost, call.result, TIMEOUT)
 
     @pytest.mark.parametrize('sent', [request(), request()[:-1], b''], ids=['all', 'half', 'none'])
     def test_answers_those_who_came_last(self, sent, monkeypatch, live):
@@ -6876,6 +7550,16 @@ class TestStop:
             assert Friend('app1', make_async()).send('/aecho', 1) == 1
         gc.collect()
         until_released(before)
+
+    def test_what_is_not_in_progress(self, caplog, live):
+        """A call whose reply has left is not in progress any more."""
+        caplog.set_level('INFO', 'microconnect')
+        service, friend = live(calling())
+        for number in range(5):
+            friend.send('/echo', number)
+            assert not connections_of(service, 'answering')
+        service.stop()
+        assert 'app1 stops' in caplog.messages
 
 
 def broken_pipe():
@@ -7065,11 +7749,16 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('send URL /lines', 1, '', 'microconnect: /lines at URL: ValueError: one two\n'),
     ('send URL /divide 7', 1, '', 'microconnect: /divide at URL: '),
     ('send URL /divid 7 2', 1, '', "microconnect: /divid at URL: no rule '/divid' here: did you"),
-    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token'),
+    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token... by --token'),
+    ('send URL /f a=1 a=2', 2, '', 'microconnect: a is given twice\n'),
+    ('send URL /f -x', 2, '', 'usage: ... write -- before words that begin with -'),
     ('--token s3cret-token URL /echo text', 0, '"text"', ''),
     ('--token s3cret-token URL /echo --raw text', 0, 'text', ''),
     ('--token s3cret-token URL /echo --raw ""', 0, '\n', ''),
     ('--token s3cret-token URL /echo --raw [1,"a"]', 0, '[1, "a"]', ''),
+    ('--token s3cret-token URL /echo True', 0, 'true', ''),
+    ('--token s3cret-token URL /echo a=False b=None', 0, '[[], {"a": false, "b": null}]', ''),
+    ('--token s3cret-token URL /echo "True"', 0, '"True"', ''),
     ('--token s3cret-token URL /echo "7"', 0, '"7"', ''),
     ('--token s3cret-token URL /echo NaN', 0, '"NaN"', ''),
     ('--token s3cret-token URL /echo \xfc', 0, '"\xfc"', ''),
@@ -7096,6 +7785,7 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('serve app2.py', 2, '', 'usage: ... name one of app2.py:A, app2.py:B'),
     ('serve json', 2, '', 'usage: ... there is no Microservice in json'),
     ('serve :', 2, '', 'usage: ... there is no module : in '),
+    ('serve app1.py --host http://127.0.0.1', 2, '', "microconnect: host must be like '127.0.0.1'"),
     ('', 2, '', 'usage: '),
 ]
 
@@ -7160,7 +7850,7 @@ class TestShell:
         service = live(serving(Microservice('app1')))
         service.typing('/rules')(lambda: ['a', 'b'])
         assert shell(['rules', service.address]) == 1
-        assert 'is no list of rules' in capsys.readouterr().err
+        assert 'is not a list of rules' in capsys.readouterr().err
 
     def test_token_of_the_environment(self, app, monkeypatch, capsys):
         """The token is taken from the environment, so that no list of processes shows it."""
@@ -7201,6 +7891,13 @@ class TestShell:
         assert code == 1
         assert 'Traceback' in said and 'app1.py' in said and said.rstrip().endswith("'x'")
 
+    def test_module_that_imports_a_missing_one(self, tmp_path, monkeypatch):
+        """A module that is missing in the one to be served is told as Python tells it."""
+        (tmp_path / 'app8.py').write_text('import no_such_module')
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        raised(ModuleNotFoundError, shell, ['serve', 'app8'], match='no_such_module')
+
     def test_what_a_terminal_obeys(self, capsys, live):
         """Nothing that a service says reaches the terminal as a control character."""
         facts = {'signature': '()', 'doc': 'a\x1b[2Jb', 'methods': ['POST'], 'token': False}
@@ -7211,6 +7908,9 @@ class TestShell:
         assert shell(['send', service.address, '/x\x1b[2J']) == 1
         out, err = capsys.readouterr()
         assert out == '/ [31m()  a [2Jb\n'
+        service.typing('/f')(lambda: 'a\x9b\x7f\u202e\u200fb\xe9')
+        assert shell(['send', service.address, '/f']) == 0
+        assert capsys.readouterr().out == '"a\\u009b\\u007f\\u202e\\u200fb\xe9"\n'
         assert '\x1b' not in err.splitlines()[-1]
 
     def test_interrupted(self, monkeypatch):
@@ -7239,167 +7939,41 @@ class TestShell:
         raised(SystemExit, shell, ['--version'], code=0)
         assert capsys.readouterr().out == f'{microconnect.__version__}\n'
 
+    def test_options_of_a_call(self, live, capsys):
+        """--method and --header go with the call."""
+        address = live(peer(answers(response(), got=(got := []))))
+        headers = ('--header', 'X-Api-Key: a: b', '--header', 'X-Two:2')
+        assert shell(['send', address, '/f', '--method', 'PUT', *headers]) == 0
+        assert capsys.readouterr().out == '"x"\n'
+        head = got[0].partition(b'\r\n\r\n')[0].decode().split('\r\n')
+        assert head[0] == 'PUT /f HTTP/1.1' and {'X-Api-Key: a: b', 'X-Two: 2'} <= set(head)
 
-# ---------------------------------------------------------------------------------------- documents
+    def test_wide_rules(self, live, capsys):
+        """The list of rules is padded to a bounded width."""
+        facts = {'signature': '()', 'doc': 'd', 'methods': ['POST'], 'token': False}
+        service = live(serving(Microservice('app1')))
+        service.typing('/rules')(lambda: {'/' + 'x' * 100000: facts, '/a': facts})
+        assert shell(['rules', service.address]) == 0
+        assert len(capsys.readouterr().out) < 100200
 
-
-README = (HERE / 'README.md').read_text(encoding='utf-8')
-
-
-def blocks():
-    """The README's blocks of Python, each with what it prints if that follows: (code, printed)."""
-    found = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.DOTALL | re.MULTILINE)
-    following = [code if kind == '' else '' for kind, code in found[1:]] + ['']
-    return [(code, after) for (kind, code), after in zip(found, following) if kind == 'python']
-
-
-def commands():
-    """The README's commands for a shell, each with what it prints: (command, printed)."""
-    found = ''.join(re.findall(r'^```console\n(.*?)^```$', README, re.DOTALL | re.MULTILINE))
-    lines = [part.partition('\n') for part in re.split(r'^\$ ', found, flags=re.MULTILINE)[1:]]
-    return [(command, printed) for command, _, printed in lines]
-
-
-def moving(column):
-    """The names and calls in a column of the README's table for users of the original."""
-    section = README.split('## Moving from microservices_connector\n')[1].split('\n## ')[0]
-    rows = [line.split(' | ') for line in section.splitlines() if line.startswith('| ')]
-    return [code for row in rows for code in re.findall('`(.+?)`', row[column])]
-
-
-def check_name(code, things):
-    """Check that *code*, an import, or a name or a call of *things*, fits what is there."""
-    if code.startswith('from '):
-        exec(code, {})
-        return
-    name, _, arguments = code.lstrip('@').rstrip(')').partition('(')
-    found = operator.attrgetter(name)(types.SimpleNamespace(**things))
-    if arguments:
-        parameters = inspect.signature(found).parameters.values()
-        known = [re.match(r'[*]*\w+', str(one)).group() for one in parameters]
-        in_order = [one for one in arguments.split(', ') if re.fullmatch(r'\w+', one)]
-        assert known[: len(in_order)] == in_order
-        by_name = {one.partition('=')[0] for one in arguments.split(', ')}
-        assert by_name <= set(known) or '**options' in known
-
-
-def tutorial(name):
-    """What a file of the tutorial defines."""
-    folder = str(EXAMPLES / 'tutorial')
-    with contextlib.ExitStack() as stack:
-        stack.callback(sys.path.remove, folder)
-        sys.path.insert(0, folder)
-        return runpy.run_path(str(Path(folder) / name))
-
-
-OBJECT = {'Purpose': 'For test only', 'empty': None, 'name': 'test'}
-TOLD = {
-    '/str': 'A variable value-A keyword variable value',
-    '/int': 2330,
-    '/float': 5.138,
-    '/int3': (1000000003.1427, 1000000000000000000, 9.87656329),
-    '/list': [12, 34, 45, 'abc', 'zyz'],
-    '/dict': {'dict': {'keyword': ['anything']}, 'float': 0.2323, 'int': 20, 'str': 'adfafsa'},
-    '/list3': ({'keyword': ['anything']}, ['abc', 'zyz', 'other value'], None),
-    '/None': None,
-    '/class': dict(OBJECT, value={'keyword': ['anything']}),
-    '/class2': (
-        dict(OBJECT, value={'int': 20, 'str': 'adfafsa', 'float': 0.2323}),
-        {'keyword': ['anything']},
-        None,
-    ),
-}
-
-
-def check_tutorial(friend):
-    """Check that the tutorial's calls give the values of the original's document."""
-    got = dict(tutorial('friend.py')['calls'](friend))
-    assert {rule: got[rule] for rule in TOLD} == TOLD
-    assert len(got['/str2']) == 3
-    x, y, z = got['/class3']
-    one, two = dict(OBJECT, value='value1'), dict(OBJECT, value='value2')
-    assert x == dict(OBJECT, value={'t1': one, 't2': two, 'list': [one, two]})
-    assert y == dict(OBJECT, value=[one, two])
-    assert z == [y, x]
-
-
-def printed_by(words, folder, capsys):
-    """What a command prints; None where its program is not installed."""
-    if words[1:2] == ['microconnect.py'] and words[2] != 'ping':  # ping is run for real
-        shell(words[2:])
-        return ''.join(capsys.readouterr())
-    words[0] = sys.executable if words[0] == 'python3' else shutil.which(words[0])
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
-    done = words[0] and subprocess.run(words, cwd=folder, timeout=3 * TIMEOUT, **pipes)
-    return done and done.stdout.decode()
-
-
-class TestDocuments:
-    """What README.md and the examples promise."""
-
-    def test_first_blocks(self):
-        """The README's first service and friend, as two programs, print its greeting."""
-        (service, _), (friend, _) = blocks()[:2]
-        space = {'__name__': 'app1'}
-        exec(service, space)
-        out = io.StringIO()
-        with serving(space['Micro']) as micro, contextlib.redirect_stdout(out):
-            exec(friend.replace('http://127.0.0.1:5000', micro.address), {})
-        assert out.getvalue() == 'Welcome Mr. Developer\n'
-
-    @pytest.mark.parametrize('number', range(2, len(blocks())))
-    def test_blocks(self, number, tmp_path, monkeypatch, caplog):
-        """Each further block of the README runs, warns of nothing, and prints the text below it."""
-        code, printed = blocks()[number]
-        monkeypatch.chdir(tmp_path)
-        for name in ('cert.pem', 'key.pem'):
-            Path(name).write_text(CERTIFICATE + KEY)
-        code = code.replace('5443', dead_address().rpartition(':')[2])
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            exec(code, {'__name__': 'readme'})
-        assert printed and out.getvalue() == printed
-        assert not [line for line in caplog.records if line.levelname == 'WARNING']
+    def test_broken_pipe(self, live):
+        """Where nobody reads the output a command ends with 1, and says nothing."""
+        service = live(serving(service_of(lambda: 'x' * 1000000)))
+        command = [sys.executable, microconnect.__file__, 'send', service.address]
+        service.typing('/small')(lambda: 'x')
+        for rule in ('/f', '/small'):
+            ours, theirs = os.pipe()
+            os.close(ours)
+            how = {'env': {**os.environ, 'PYTHONUNBUFFERED': ''}, 'timeout': 3 * TIMEOUT}
+            how.update(stdout=theirs, stderr=subprocess.PIPE)
+            done = subprocess.run([*command, rule], **how)
+            os.close(theirs)
+            assert (done.returncode, done.stderr) == (1, b'')
 
     @needs_signals
-    def test_commands(self, tmp_path, capsys, live):
-        """Each command of the README prints what stands below it, the service's warning too."""
-        port = dead_address().rpartition(':')[2]
-        shutil.copy(microconnect.__file__, str(tmp_path / 'microconnect.py'))
-        for number, name in enumerate(('app1.py', 'app2.py')):
-            code = blocks()[number][0].replace('5000', port).replace('run()', f'run({port})')
-            (tmp_path / name).write_text(code)
-        (_, service_prints), *others = commands()
-        service = live(running('app1.py', folder=tmp_path))
-        Friend('app1', f'127.0.0.1:{port}').wait(TIMEOUT)
-        for command, printed in others:
-            told = printed_by(shlex.split(command.replace('5000', port)), tmp_path, capsys)
-            assert told is None or told.rstrip('\n') == printed.replace('5000', port).rstrip('\n')
-        service.terminate()
-        out, err = service.communicate(timeout=TIMEOUT)
-        # The service may not have noted yet that its last reply is sent, and then tells of it.
-        assert (err + out).decode().startswith(service_prints.replace('5000', port))
-
-    def test_order(self):
-        """The README shows code within ten lines, its output within forty, then the limits."""
-        lines = README.splitlines()
-        assert '```python' in lines[:10] and 'Welcome Mr. Developer' in lines[:40]
-        assert re.search('^## (.*)', README, re.M).group(1) == 'What it does not do'
-
-    def test_tutorial(self, both_ways):
-        """The tutorial's calls give the values of the original's document."""
-        check_tutorial(both_ways(tutorial('service.py')['Micro']))
-
-    def test_names(self):
-        """The README and the docstring name every error there is, and the README the version."""
-        for name in microconnect.__all__:
-            assert name in microconnect.__doc__ or name == 'MicroconnectError'
-            assert f'`{name}`' in README or name in ('Friend', 'Microservice')
-        assert f'- {microconnect.__version__}:' in README
-
-    def test_names_for_movers(self):
-        """Each name that the README gives to users of the original exists, with those arguments."""
-        service = make()
-        things = dict(vars(microconnect), Micro=service, aFriend=Friend('moving', service))
-        for code in moving(1):
-            check_name(code, things)
+    def test_closed_input(self, live):
+        """- with a closed standard input is an empty text."""
+        words = [sys.executable, microconnect.__file__, 'send', live(serving()).address]
+        command = f'exec {" ".join(map(shlex.quote, words))} /echo - <&-'
+        done = subprocess.run(['sh', '-c', command], stdout=subprocess.PIPE, timeout=3 * TIMEOUT)
+        assert (done.returncode, done.stdout) == (0, b'""\n')

@@ -1,14 +1,18 @@
-"""The tests of the examples beside it, each where its framework is installed."""
+"""The tests of the examples beside it, and of the servers that many use, where installed."""
 
+import shutil
 import urllib.request
 from pathlib import Path
 
 import pytest
+from test_documents import check_tutorial
 
-from microconnect import BadArguments, Friend, UnknownRule
+from microconnect import BadArguments, Forbidden, Friend, UnknownRule
 from test_microconnect import (
+    EXAMPLES,
+    SERVERS,
     TIMEOUT,
-    check_tutorial,
+    call_all,
     dead_address,
     live,
     raised,
@@ -41,3 +45,41 @@ class TestFrameworks:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f'{address}/', timeout=TIMEOUT) as reply:
             assert reply.read().decode().lower() == f'{name} answers here'
+
+
+HOSTED = """
+from service import Micro
+
+application = Micro.wsgi  # gunicorn takes a name, not an attribute
+Micro.typing('/fail')(lambda message: int(message))
+
+@Micro.typing('/sleep')
+async def sleep(value):
+    import asyncio
+    await asyncio.sleep(0.001)
+    return value
+"""
+
+
+class TestServers:
+    """The servers that many use, where they are installed."""
+
+    @pytest.mark.parametrize('server', SERVERS)
+    def test_tutorial(self, server, tmp_path, live):
+        """The tutorial's service gives its values and errors under the server of another."""
+        pytest.importorskip(SERVERS[server][0])
+        (tmp_path / 'app1.py').write_text(HOSTED)
+        shutil.copy(EXAMPLES / 'tutorial' / 'service.py', tmp_path)
+        port = dead_address().rpartition(':')[2]
+        command = [part.replace('PORT', port) for part in SERVERS[server]]
+        live(running('-m', *command, folder=tmp_path))
+        friend = live(Friend('app1', f'http://127.0.0.1:{port}', timeout=TIMEOUT))
+        friend.wait(TIMEOUT)
+        check_tutorial(friend)
+        assert call_all(8, lambda _: friend.send('/sleep', 'ä')) == ['ä'] * 8
+        assert len(friend.send('/str', 'x' * 300000, key='')) == 300001
+        friend.setRule('/class', token='wrong')
+        raised(Forbidden, friend.send, '/class', 1)
+        raised(UnknownRule, friend.send, '/strr', match='did you mean')
+        raised(BadArguments, friend.send, '/str', 1, 2, 3)
+        raised(ValueError, friend.send, '/fail', 'why', match='why', type='ValueError')
