@@ -537,7 +537,7 @@ def _checked_headers(headers: Any) -> Headers:
     """A friend's own header fields; an error does not show their values."""
     fields = tuple(dict(headers or {}).items())
     for name, value in fields:
-        if not (isinstance(name, str) and re.fullmatch(_FIELD, f'{name}:'.encode())):
+        if not (isinstance(name, str) and re.fullmatch(_TCHARS, name.encode())):
             raise ValueError(f'{name!r} is not a valid header name (RFC 9110, 5.1)')
         if not isinstance(value, str) or not re.fullmatch(r'[\t\x20-\x7e\x80-\xff]*', value):
             raise ValueError(f'the header {name} has to be text without control characters')
