@@ -38,9 +38,11 @@ TOP_LEVEL = {'README.md', 'examples', 'microconnect.py', 'pyproject.toml', 'test
 HEAVY = {'argparse', 'asyncio', 'inspect', 'logging'}
 
 # The size of the module, in lines. The room lets a fix in without a fight for lines; what needs
-# more has to change the figures here, where a reviewer sees it.
-PLANNED_LINES = 3400
-PLANNED_CODE = 2285
+# more has to change the figures here, where a reviewer sees it. The design planned 3,400 and 2,285;
+# what a review and an attack showed (a signal's handler amid a send, errors that cannot be told)
+# took the rest.
+PLANNED_LINES = 3470
+PLANNED_CODE = 2330
 ROOM = 1.03
 LONGEST_FUNCTION = 45
 MEDIAN_FUNCTION = 10  # the median has to be below this
