@@ -886,10 +886,7 @@ def _encode(value: Any, part: str) -> bytes:
     is one that the value itself raised, in a property or as an iterator.
     """
     try:
-        text = ''.join(_iterencode(value, 0)).encode()
-        if len(text) > _MOST_DEPTH:
-            _check_depth(text)  # no receiver takes it
-        return text
+        return ''.join(_iterencode(value, 0)).encode()
     except _OfValue as carrier:
         raised = carrier.args[0]
     except (TypeError, ValueError, RecursionError) as error:
