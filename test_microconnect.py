@@ -75,22 +75,11 @@ from pathlib import Path
 import pytest
 
 import microconnect
-from microconnect import (
-    BadArguments,
-    BadCall,
-    BadReply,
-    Busy,
-    CallTimeout,
-    ConnectionLost,
-    Forbidden,
-    Friend,
-    MicroconnectError,
-    Microservice,
-    RemoteError,
-    TooLarge,
-    UnknownRule,
-    Unreachable,
-)
+
+from microconnect import (  # isort: skip
+    BadArguments, BadCall, BadReply, Busy, CallTimeout, ConnectionLost, Forbidden, Friend,
+    MicroconnectError, Microservice, RemoteError, TooLarge, UnknownRule, Unreachable,
+)  # fmt: skip
 
 
 def each(table):
@@ -665,7 +654,6 @@ SERVERS = {  # those of others that examples/frameworks and examples/signed are 
 
 # ------------------------------------------------------------------------------------- helpers: TLS
 
-
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBjzCCATagAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhv
@@ -903,7 +891,6 @@ class TestImport:
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
-
 
 SCRIPTS = {}  # function -> what it prints
 
@@ -1278,7 +1265,6 @@ NEVER = ['StopIteration', 'StopAsyncIteration', 'ExceptionGroup', 'BaseException
 
 ODD = [*NEVER, 'SystemExit', 'KeyboardInterrupt', 'GeneratorExit', 'BaseException', 'Nonsense', '']
 ODD += ['print', 'int', '__name__', 'json.JSONDecodeError', 'é\0\ud800', 'x' * 10000]
-
 
 # fmt: off
 STRANGERS = [  # status line, what is raised, `sent`
@@ -2087,7 +2073,6 @@ class Odd:
 
 Odd.__name__, Odd.__module__ = 'bool', 'numpy'
 
-
 UTC = datetime.timezone.utc
 
 ID = uuid.UUID('12345678-1234-5678-1234-567812345678')
@@ -2140,11 +2125,9 @@ STREAMS = [  # what gives an iterator, and its JSON
     (lambda: itertools.count(1) and iter(()), '[]'),
 ]
 
-
 LOOP, LOOPED = {'list': []}, Holder(items=[1])  # they hold themselves
 LOOP['list'].append(LOOP)
 LOOPED.items.append(LOOPED)
-
 
 NO_JSON = 'Out of range float values are not JSON compliant'
 NO_STRING = 'and the keys of JSON are strings'
@@ -2183,14 +2166,10 @@ REFUSED = [  # what no JSON says; where in it, and why; as which error
 ]
 
 OFFERED = {  # a method or attribute, and what its objects offer to be sent
-    'tolist': '.tolist()',
-    'to_records': ".to_dict('records')",
-    'to_dicts': '.to_dicts()',
-    'model_dump': '.model_dump()',
-    '_asdict': '._asdict()',
-    '__table__': 'columns as a dict',
+    'tolist': '.tolist()', 'to_records': ".to_dict('records')", 'to_dicts': '.to_dicts()',
+    'model_dump': '.model_dump()', '_asdict': '._asdict()', '__table__': 'columns as a dict',
     'fileno': '.read()',
-}
+}  # fmt: skip
 
 ENDLESS = [itertools.count, lambda: (1 for _ in itertools.count()), lambda: itertools.repeat('x')]
 
@@ -2249,7 +2228,6 @@ for address in sys.argv[1:]:
     with Friend('app1', address) as peer:
         print('the reply is not JSON: ' in told(BadReply, peer.send, '/echo'))
 """
-
 
 BRACKETS = [(b'[', b']'), (b'{"a":', b'}'), (b'[{"":', b'}]'), (b'[[],{"]":', b'}]')]
 TOO_DEEP = 'nested too deeply: over 200 arrays or objects'
@@ -3845,7 +3823,7 @@ class TestAddresses:
         def both(host, port, *args, look_up=socket.getaddrinfo, **kwargs):
             if host != 'localhost':
                 return look_up(host, port, *args, **kwargs)
-            return [found_at('::1', port, 0, 0), found_at('127.0.0.1', port)]
+            return [found_at('::2', port, 0, 0), found_at('127.0.0.1', port)]
 
         monkeypatch.setattr(socket, 'socket', Socket)
         monkeypatch.setattr(socket, 'getaddrinfo', both)
@@ -4216,7 +4194,6 @@ HTTPS = (Unreachable, False, 'https:// instead of http://')
 
 MAY_HAVE_RUN = (ConnectionLost, True, 'ended before a reply; the call may have run')
 
-
 # fmt: off
 PLAYS = [
     # What happens.  For each connection: the answer to each call on it, and after None what
@@ -4246,7 +4223,6 @@ PLAYS = [
 ]
 # fmt: on
 
-
 ALARMS = [  # what a handler raises; what send raises
     (TimeoutError('the alarm rang'), (ConnectionLost, CallTimeout)),
     (LookupError('of something else'), LookupError),
@@ -4255,7 +4231,6 @@ ALARMS = [  # what a handler raises; what send raises
     (ConnectionLost('of another call', sent=False), BadReply),
     (CallTimeout('of another call', sent=False), MicroconnectError),
 ]
-
 
 SSL_REASONS = [  # of an SSLError in place of a reply; what send raises; sent
     ('TLSV13_ALERT_CERTIFICATE_REQUIRED', Unreachable, False),
@@ -5014,14 +4989,10 @@ def by_wsgi(service, method, path, headers, body, **environ):
     """Ask the WSGI application, watched by wsgiref's validator."""
     path, _, query = path.partition('?')
     asked = {
-        'REQUEST_METHOD': method,
-        'SCRIPT_NAME': '',
-        'PATH_INFO': urllib.request.unquote(path, 'latin-1'),
-        'QUERY_STRING': query,
-        'HTTP_HOST': 'localhost',
-        'CONTENT_LENGTH': str(len(body)),
-        'wsgi.input': io.BytesIO(body),
-    }
+        'REQUEST_METHOD': method, 'SCRIPT_NAME': '',
+        'PATH_INFO': urllib.request.unquote(path, 'latin-1'), 'QUERY_STRING': query,
+        'HTTP_HOST': 'localhost', 'CONTENT_LENGTH': str(len(body)), 'wsgi.input': io.BytesIO(body),
+    }  # fmt: skip
     for name, value in headers.items():
         name = name.upper().replace('-', '_')
         asked[name if name == 'CONTENT_TYPE' else f'HTTP_{name}'] = value
@@ -5080,7 +5051,6 @@ def by_asgi(service, method, path, headers, body, pieces=1, disconnect=False, **
 
 HOSTS = pytest.mark.parametrize('ask', [by_listener, by_wsgi, by_asgi])
 
-
 # fmt: off
 METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']
 PATHS = [
@@ -5097,12 +5067,9 @@ EXACT = [  # status; targets of requests
 
 UNKNOWN = 'is it registered under that name?'
 NO_RULE_HERE = {  # rule: what the error says
-    '/ech': "did you mean '/echo'?",
-    '/Fail': "did you mean '/fail'?",
-    '/zzz': UNKNOWN,
-    '/': UNKNOWN,
-    '/echo?x=1': 'the arguments of a call are in its body, not in a query',
-}
+    '/ech': "did you mean '/echo'?", '/Fail': "did you mean '/fail'?", '/zzz': UNKNOWN,
+    '/': UNKNOWN, '/echo?x=1': 'the arguments of a call are in its body, not in a query',
+}  # fmt: skip
 
 
 def fits(a, b=1, *, c=2):
@@ -5251,19 +5218,14 @@ def leaks(service, friend, bad):
 
     return [
         lambda: friend.send('/fail', 'ValueError'),
-        lambda: friend.send('/fail', 'KeyError', too='many'),
-        lambda: friend.send('/wrong'),
-        lambda: friend.send('/echo', threading.Lock()),
-        lambda: friend.send('/echo', math.nan),
-        lambda: once(service.address, OTHER),
-        lambda: once(bad),
-        lambda: once(bad),
-        lambda: once('127.0.0.1:1', timeout=1),
-        lambda: once(service.address, max_body=9),
+        lambda: friend.send('/fail', 'KeyError', too='many'), lambda: friend.send('/wrong'),
+        lambda: friend.send('/echo', threading.Lock()), lambda: friend.send('/echo', math.nan),
+        lambda: once(service.address, OTHER), lambda: once(bad), lambda: once(bad),
+        lambda: once('127.0.0.1:1', timeout=1), lambda: once(service.address, max_body=9),
         lambda: friend.setRule('/7', token=[SECRET, 7]),
         lambda: service.token.update({'/f': {SECRET}}),
         lambda: service.typing('/f', token=(SECRET, '')),
-    ]
+    ]  # fmt: skip
 
 
 class TestTokens:
@@ -5393,15 +5355,8 @@ class TestTokens:
         """A wrong token is 401 with WWW-Authenticate, and the function never runs."""
         service = make(token={'/echo': token})
         wrong = [
-            None,
-            '',
-            'wrong',
-            token[:-1],
-            token + 'x',
-            token + '\0',
-            ' ' + token,
-            token.upper(),
-        ]
+            None, '', 'wrong', token[:-1], token + 'x', token + '\0', ' ' + token, token.upper(),
+        ]  # fmt: skip
         wrong += ['None', 'null', 7, 0, True, [token], {'token': token}, 'é', '\ud800']
         calls = [{'args': [1], 'token': one} for one in wrong if one != token]
         for call in (*calls, {}, {'args': [1]}, {'args': [token]}):
@@ -5461,22 +5416,14 @@ def callables(ran):
             ran.append(a)
 
     return {
-        'plain': plain,
-        'lambda': lambda a, b=1: ran.append(a),
-        'wraps': through(plain),
+        'plain': plain, 'lambda': lambda a, b=1: ran.append(a), 'wraps': through(plain),
         'wraps, twice': through(through(plain)),
         'lru_cache': functools.lru_cache(maxsize=None)(plain),
-        'singledispatch': functools.singledispatch(plain),
-        'partial': functools.partial(plain),
-        'partial of wraps': functools.partial(through(plain)),
-        'class': Made,
-        'object': Called(),
-        'method': Called().__call__,
-        'async': later,
-        'async wraps': through(later),
-        'async partial': functools.partial(later),
-        'async object': CalledLater(),
-    }
+        'singledispatch': functools.singledispatch(plain), 'partial': functools.partial(plain),
+        'partial of wraps': functools.partial(through(plain)), 'class': Made, 'object': Called(),
+        'method': Called().__call__, 'async': later, 'async wraps': through(later),
+        'async partial': functools.partial(later), 'async object': CalledLater(),
+    }  # fmt: skip
 
 
 class Raising(list):
@@ -5487,7 +5434,6 @@ class Raising(list):
 
 
 BUILTINS = {len: ['abc'], divmod: [7, 2], operator.add: [1, 2], fits: 'a'}
-
 
 MISFITS = [((), {}), ((1, 2, 3), {}), ((), {'b': 1})]  # args, kwargs
 MISFITS += [((1,), {name: 1}) for name in ('a', 'd', 'self', '\ud800')]
@@ -5732,11 +5678,8 @@ class TestAnswer:
     def test_long_failure(self, debug, caplog, live):
         """An error of a megabyte is its own kind still; its texts are cut, and say so."""
         caplog.set_level(logging.DEBUG)
-
-        def fail():
-            raise KeyError('a' + 'x' * 1000000 + 'z')
-
-        service = live(serving(service_of(fail, debug=debug)))
+        error = KeyError('a' + 'x' * 1000000 + 'z')
+        service = live(serving(service_of(lambda: raise_(error), debug=debug)))
         friend = live(Friend('app1', service.address, timeout=TIMEOUT, max_body=40000))
         error = raised(KeyError, friend.send, '/f', type='KeyError', status=500, sent=True)
         assert (error.traceback is None) is not debug
@@ -6008,10 +5951,8 @@ class TestLog:
             "DEBUG answered 200: '/echo' from ME in N ms",
             "INFO refused 401: '/fail' from ME in N ms: '/fail needs a token, and none was given'",
             "INFO refused 404: '/missing' from ME in N ms: ",
-            "INFO refused 400: '' from ME in N ms: ",
-            'INFO app1 stops',
-            'INFO app1 has stopped',
-        ]
+            "INFO refused 400: '' from ME in N ms: ", 'INFO app1 stops', 'INFO app1 has stopped',
+        ]  # fmt: skip
         told = lines()
         assert told[:3] + told[5:] == wanted[:3] + wanted[5:]
         assert all(map(str.startswith, told, wanted))
@@ -6473,14 +6414,10 @@ class TestAsyncRules:
 
     def test_loop_that_cannot_start(self, monkeypatch):
         """An async rule fails while no event loop can be made, and works afterwards."""
-
-        def fail():
-            raise OSError(errno.EMFILE, 'no descriptor is left')
-
         service = make_async()
         friend = Friend('app1', service)
         with monkeypatch.context() as patch:
-            patch.setattr(asyncio, 'new_event_loop', fail)
+            fail_once(patch, asyncio, 'new_event_loop', OSError('no descriptor is left'))
             forget_threads()
             raised(OSError, friend.send, '/aecho', 1, match='no descriptor is left')
         assert friend.send('/aecho', 1) == 1
@@ -7195,7 +7132,6 @@ REFUSED_EVERYWHERE = [
 ]
 # fmt: on
 
-
 ANSWERED_EVERYWHERE = [  # method, path, headers, body; the reply
     ('POST', '/echo', JSON, b'{"args":["\xc3\xa4"]}', b'["\\u00e4"]'),
     ('POST', '/aecho', JSON, b'{"args":["\xc3\xa4"]}', b'["\\u00e4"]'),
@@ -7643,12 +7579,10 @@ def broken_pipe():
 
 
 NO_STDOUT = {  # what stands in the way of the announcement
-    'closed': lambda: (stream := io.StringIO()).close() or stream,
-    'none': lambda: None,
-    'full': functools.partial(open, '/dev/full', 'w'),
-    'broken': broken_pipe,
+    'closed': lambda: (stream := io.StringIO()).close() or stream, 'none': lambda: None,
+    'full': functools.partial(open, '/dev/full', 'w'), 'broken': broken_pipe,
     'narrow': lambda: io.TextIOWrapper(io.BytesIO(), 'cp1252'),
-}
+}  # fmt: skip
 
 
 def woken(process, seconds):
@@ -7875,7 +7809,6 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('serve app1.py --host http://127.0.0.1', 2, '', "microconnect: host must be like '127.0.0.1'"),
     ('', 2, '', 'usage: '),
 ]
-
 
 APPS = """
 from microconnect import Microservice
