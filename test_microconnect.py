@@ -5678,8 +5678,8 @@ class TestAnswer:
     def test_long_failure(self, debug, caplog, live):
         """An error of a megabyte is its own kind still; its texts are cut, and say so."""
         caplog.set_level(logging.DEBUG)
-        error = KeyError('a' + 'x' * 1000000 + 'z')
-        service = live(serving(service_of(lambda: raise_(error), debug=debug)))
+        failure = KeyError('a' + 'x' * 1000000 + 'z')
+        service = live(serving(service_of(lambda: raise_(failure), debug=debug)))
         friend = live(Friend('app1', service.address, timeout=TIMEOUT, max_body=40000))
         error = raised(KeyError, friend.send, '/f', type='KeyError', status=500, sent=True)
         assert (error.traceback is None) is not debug
