@@ -1685,7 +1685,6 @@ ValueError: ...give a host, a port and, if need be, a path
         '', 'http://', ':5000', '/helloworld', 'my host:5000', 'http://evil%2fhost'
         'http//127.0.0.1:5000', 'https:/127.0.0.1:5000', '5000', 'http://5000'
         'http://127.0.0.1:5000?x=1', 'http://127.0.0.1:5000#x', 'http://a b'
-        'good[::1]', 'good[::1]:80', '[::1]good', '[::1]good:80', 'http://[::1].evil'
         'http://127.0.0.1%1', 'http://a%00b'
 ValueError: ...it holds a backslash or a control character
     Friend('app1', X)
@@ -1694,6 +1693,7 @@ ValueError: ...it holds a backslash or a control character
 ValueError: address ... is not like 'http://host:5000': ...
     Friend('app1', X)
         'http://a:99999', 'http://a:port', 'http://a:-1', 'http://[::1', 'http://[::1]]'
+        'good[::1]', 'good[::1]:80', '[::1]good', '[::1]good:80', 'http://[::1].evil'
 TypeError: an address is a string such as 'http://host:5000', not ...
     Friend('app1', X)
         5000, None, Microservice
@@ -2218,7 +2218,7 @@ texts.append(told(BadCall, friend.send, '/echo', 'x', deep()))
 texts.append(told(BadCall, friend.send, '/echo', key=deep()))
 texts.extend(at_depth(depth) for depth in (300, 600))
 for text in texts:
-    print(text.endswith(': nested too deeply'), len(text) < 150)
+    print(': nested too deeply' in text, len(text) < 150)
 
 for body in (b'[' * DEEP, b'{"a":' * DEEP, b'[' * DEEP + b']' * DEEP):
     for sent in (body, b'{"args": ' + body + b'}'):
