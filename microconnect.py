@@ -337,6 +337,8 @@ _ERRORS: dict[int, type[MicroconnectError]] = {
 # What a proxy or router between the two says.
 _OUTAGES: Any = {408: CallTimeout, 502: ConnectionLost, 503: Busy, 504: CallTimeout}
 _MOST_TEXT = 10_000  # characters of an error's text
+# What may stand between us and a rule's own frame; on PyPy most of it is Python code.
+_BETWEEN = ('asyncio', 'concurrent', 'contextvars', '_contextvars', 'functools')
 _OTHER_PROGRAM = ': is another program on that port?'
 # No cache may keep a reply: it would not see that the next caller has no token.
 _NO_STORE = ('Cache-Control', 'no-store')
@@ -388,10 +390,15 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__context__ if error else None
 
 
+def _is_ours(frame: Any) -> bool:
+    name = frame.f_globals.get('__name__') or ''
+    return name == __name__ or name.partition('.')[0] in _BETWEEN
+
+
 def _for_log(error: BaseException) -> Any:
     """The `exc_info` of an error, without our frames at the start: they hold tokens."""
-    trace, ours = error.__traceback__, (__name__, 'concurrent.futures._base')
-    while trace and trace.tb_frame.f_globals.get('__name__') in ours:
+    trace = error.__traceback__
+    while trace and _is_ours(trace.tb_frame):
         trace = trace.tb_next
     error.__traceback__ = trace
     return type(error), error, trace
@@ -455,7 +462,10 @@ def _error_from_reply(
         names = ('type', 'base', 'message', 'traceback', 'errno', 'strerror')
         facts = {name: told.get(name) for name in names} if isinstance(told, dict) else {}
         facts = {name: str(fact) for name, fact in facts.items() if fact is not None}
-        return _remote_error(detail + ask, facts, getattr(body, 'cause', None))
+        cause = getattr(body, 'cause', None)
+        if cause is not None:
+            _for_log(cause)  # PyPy adds our frames again as it leaves an except clause
+        return _remote_error(detail + ask, facts, cause)
     # Routers answer 408 and 503, too, some after they have handed the call on: only the problem
     # details of a service say that nothing ran.
     is_ours = _is_json(reply.headers.get('content-type', ''), 'application/problem+json')
@@ -2399,9 +2409,8 @@ def _is_misfit(error: TypeError, function: Any, args: list[Any], kwargs: dict[st
         pass
     # A decorator may have called the function with arguments of its own, and failed afterwards.  So
     # where one ran, believe Python alone: it says `name() takes ...`, with this function's name.
-    ours = (__name__, 'contextvars', '_contextvars', 'functools')
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    frames = [frame for frame in frames if frame.f_globals.get('__name__') not in ours]
+    frames = [frame for frame in frames if not _is_ours(frame)]
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func

@@ -1840,6 +1840,7 @@ class TestMistakes:
                 exec(code, {**names, 'X': x})
             error = caught.value
             told = json.load(error)['detail'] if hasattr(error, 'read') else str(error)
+            getattr(error, 'close', int)()
             assert re.fullmatch(pattern, told, re.S), x
             assert not re.search(rf'{SECRET}|\b_\w|\b0x', told)
             assert not re.search('secret@|p4ss|123456', told + repr(error.__context__))
@@ -2617,15 +2618,14 @@ class TestValues:
         assert service.ran == []
         raised(BadReply, value_of, body, match='the reply is not JSON: ')
 
+    @pytest.mark.skipif(sys.implementation.name == 'pypy', reason='its rows have attributes')
     def test_row(self, live):
         """A row of sqlite3 is refused with the advice to send it as a dict."""
         sqlite3 = pytest.importorskip('sqlite3')
         base = live(contextlib.closing(sqlite3.connect(':memory:')))
-        base.row_factory = sqlite3.Row
-        row = base.execute('select 1 as a').fetchone()
-        call = functools.partial(Friend('app1', make()).send, '/echo')
-        raised(BadCall, call, row, match='send its items as a dict')
-        assert call(dict(row)) == {'a': 1}
+        row, send = sqlite3.Row(base.execute('select 1 as a'), (1,)), Friend('app1', make()).send
+        raised(BadCall, send, '/echo', row, match='send its items as a dict')
+        assert send('/echo', dict(row)) == {'a': 1}
 
     def test_another_large_body(self, monkeypatch, live):
         """Whoever waits for another large body to be decoded waits no longer than its own call."""
