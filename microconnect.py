@@ -1476,7 +1476,8 @@ class _Link:
             poll.register(sock, select.POLLIN)
             self.peek = functools.partial(poll.poll, 0)
         self.pending: Callable[[], int] = getattr(sock, 'pending', int)  # bytes that TLS holds
-        weakref.finalize(self, sock.close)  # not __del__: a collector may take the socket first
+        # Not __del__: a collector may take the socket first.  Not at exit: other hooks may still call.
+        weakref.finalize(self, sock.close).atexit = False
 
     def close(self) -> None:
         self.timed.sock.close()
@@ -1491,8 +1492,7 @@ class _Link:
         if keep_until:
             # A forked child uses no connection of its parent.  If there is something to read, the
             # peer has closed the connection, or said what nobody asked for.
-            is_ours = self.process == os.getpid() and timed.sock.fileno() >= 0
-            if not is_ours or now > keep_until or self.peek():
+            if self.process != os.getpid() or now > keep_until or self.peek():
                 raise ConnectionLost('the connection was closed while it was idle', sent=False)
         unsent: OSError | None = None
         timed.deadline = deadline
