@@ -1476,7 +1476,7 @@ class _Link:
             poll.register(sock, select.POLLIN)
             self.peek = functools.partial(poll.poll, 0)
         self.pending: Callable[[], int] = getattr(sock, 'pending', int)  # bytes that TLS holds
-        # Not __del__: a collector may take the socket first.  Not at exit: other hooks may still call.
+        # Not __del__: a collector may take the socket first.  Not at exit: a hook may still call.
         weakref.finalize(self, sock.close).atexit = False
 
     def close(self) -> None:
@@ -1489,11 +1489,10 @@ class _Link:
         """
         timed, reader, now = self.timed, self.reader, _clock.now()
         keep_until, self.keep_until = self.keep_until, 0.0
-        if keep_until:
-            # A forked child uses no connection of its parent.  If there is something to read, the
-            # peer has closed the connection, or said what nobody asked for.
-            if self.process != os.getpid() or now > keep_until or self.peek():
-                raise ConnectionLost('the connection was closed while it was idle', sent=False)
+        # A forked child uses no connection of its parent.  If there is something to read, the peer
+        # has closed the connection, or said what nobody asked for.
+        if keep_until and (self.process != os.getpid() or now > keep_until or self.peek()):
+            raise ConnectionLost('the connection was closed while it was idle', sent=False)
         unsent: OSError | None = None
         timed.deadline = deadline
         try:
