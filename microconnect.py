@@ -663,8 +663,10 @@ class _Tokens(abc.MutableMapping):  # type: ignore[type-arg]
         return len(self.by_rule)
 
     def __repr__(self) -> str:
-        rest = ', every other rule' if self.default else ''
-        return f'<tokens of {", ".join(map(repr, self.by_rule)) or "no rule by name"}{rest}>'
+        names = [repr(rule) for rule in self.by_rule]
+        if self.default:
+            names.append('every other rule' if names else 'every rule')
+        return f'<tokens of {", ".join(names) or "no rule"}>'
 
 
 def _checked_signer(signer: Any) -> Any:
@@ -689,8 +691,8 @@ def _checked_signer(signer: Any) -> Any:
         return None if signer is False else signer
     if isinstance(signer, abc.Mapping):  # what microservices_connector has in this place
         raise TypeError("a method is set by setRule('/rule', method=...), not by this argument")
-    where = 'examples/signed/signing.py (`pip download --no-binary :all: microconnect` has it)'
-    raise TypeError(f"write secretKey=Keys('...'), from a copy of {where}")
+    where = 'a copy of examples/signed/signing.py of the project'
+    raise TypeError(f"write secretKey=Keys('...'), from {where}")
 
 
 class _Guarded:
@@ -2440,7 +2442,7 @@ def _no_rule(method: str, path: str, rules: Mapping[str, _Rule], is_open: list[s
     if rule is not None:
         methods = ', '.join(rule.methods)
         text = f'{path} answers {methods}, not {method}: call it by {rule.methods[0]}'
-        text += f", or add methods=('{method}',) in the service" if method in _METHODS else ''
+        text += f", or add {method!r} to the rule's methods" if method in _METHODS else ''
         return UnknownRule(text, status=405, headers=(('Allow', methods),))
     near = _nearest(path, is_open)
     hint = f'did you mean {near!r}?' if near else 'is it registered under that name?'

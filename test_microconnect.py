@@ -1661,7 +1661,7 @@ ValueError: NAME is a number of seconds above 0, not ...; no wait is endless
         0, -1, nan, inf, None, '20'
     aFriend.setRule('/hello', timeout=X)
         0, nan, '5'
-TypeError: write secretKey=Keys('...'), from a copy of examples/signed/signing.py (`pip download ...
+TypeError: write secretKey=Keys('...'), from a copy of examples/signed/signing.py of the project
     Microservice('app2', secretKey=X)
     Friend('app1', '127.0.0.1:1', secretKey=X)
         'p4ssword', b'p4ss', '', 7, True, [], object(), Signer, Half()
@@ -1760,7 +1760,7 @@ CallTimeout: /hold at http://127.0.0.1:PORT: no full reply within timeout=0.05 s
   the call may have run
     aFriend.within(0.05).send('/hold')
 HTTPError: /helloworld answers POST, not GET: call it by POST,
-  or add methods=('GET',) in the service
+  or add 'GET' to the rule's methods
     urlopen('http://127.0.0.1:PORT/helloworld')
 HTTPError: Content-Type has to be application/json, not 'application/x-www-form-urlencoded'
     urlopen('http://127.0.0.1:PORT/helloworld', b'{}')
@@ -2880,8 +2880,7 @@ class TestRequests:
     def test_fields(self):
         """Names become lower case, values are stripped, and values of one name are joined."""
         head = b'GET / HTTP/1.1\r\nHost: a\r\nX-A:\t 1 \t\r\nx-a: \xe9\r\nx-b:'
-        request = parse_request(head)
-        assert request.headers == {'host': 'a', 'x-a': '1, \xe9', 'x-b': ''}
+        assert parse_request(head).headers == {'host': 'a', 'x-a': '1, \xe9', 'x-b': ''}
 
     def test_remembered_heads(self):
         """A head that comes again is not parsed again; long ones are not remembered."""
@@ -5914,9 +5913,11 @@ class TestListOfRules:
         assert service_of(odd).rules()['/f']['signature'] == '(...)'
 
     def test_repr(self):
-        """The repr of a service says its name, its address and how many rules it has."""
-        service = Microservice('app1')
+        """A repr says a service's name, address and number of rules, and the rules with tokens."""
+        service = Microservice('app1', token={'/f': SECRET})
         assert repr(service) == "<Microservice 'app1' (it does not serve), 0 rules>"
+        every = Microservice('app2', token=SECRET).token
+        assert f'{service.token} {every}' == "<tokens of '/f'> <tokens of every rule>"
         service.typing('/f')(int)
         with serving(service):
             assert repr(service) == f"<Microservice 'app1' at {service.address}, 1 rule>"
@@ -7887,8 +7888,7 @@ class TestShell:
         assert shell(words) == 1
         assert 'SSL_CERT_FILE' in capsys.readouterr().err
         monkeypatch.setenv('SSL_CERT_FILE', str(tmp_path / 'ca.pem'))
-        assert shell(words) == 0
-        assert capsys.readouterr().out == '1\n'
+        assert shell(words) == 0 and capsys.readouterr().out == '1\n'
 
     @needs_signals
     @pytest.mark.parametrize('target', ['app1:Micro', 'app1.py', 'app1.py:Micro'])
