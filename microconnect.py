@@ -1610,10 +1610,13 @@ class _Address:
             head += _field_lines(fields)
         message = b'%bContent-Length: %d\r\n\r\n%b' % (head, len(body), body)
         while True:
+            link: _Link | None = None
             try:
-                link, is_kept = self.links.pop(), True
+                link = self.links.pop()
             except IndexError:
-                link, is_kept = self._connect(connect_by), False
+                pass  # connect below: an error there must not show this one as its context
+            is_kept = link is not None
+            link = link or self._connect(connect_by)
             is_believed = signer is None
             try:
                 reply, data = link.exchange(message, deadline)
