@@ -1317,7 +1317,7 @@ def _parse_call(path: str, body: bytes, wanted: Token) -> tuple[list[Any], dict[
     except ValueError as error:
         raise BadCall(f'the body is not JSON: {error}') from None
     if type(call) is not dict or not call.keys() <= {'args', 'kwargs', 'token'}:
-        raise BadCall('the body has to be {"args": [...], "kwargs": {...}, "token": ...}')
+        raise BadCall('the body is {"args": [...], "kwargs": {...}, "token": ...}, or part of it')
     args, kwargs, token = call.get('args', []), call.get('kwargs', {}), call.get('token')
     if type(args) is not list or type(kwargs) is not dict:
         raise BadCall('args has to be an array, and kwargs an object')
@@ -2392,7 +2392,6 @@ class _Rules(_Guarded):
 
     def _cancel_tasks(self) -> None:
         """Cancel this service's calls of async rules, and what they left on the loop."""
-
         loop, tasks = self._loop, self._tasks
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # somebody closed the loop
@@ -3369,7 +3368,7 @@ def _shell(arguments: Sequence[str] | None = None) -> int:
             return 1
         text = str(error)
         if isinstance(error, Forbidden):
-            text += '; a token is given by --token, and the shell signs nothing'
+            text += '; --token or MICROCONNECT_TOKEN gives a token; the shell signs nothing'
         _say(f'microconnect: {_printable(" ".join(text.split()))}', sys.stderr)
         # 2: what cannot be an address, a token, a service.
         return 1 if isinstance(error, (MicroconnectError, OSError)) else 2

@@ -128,13 +128,6 @@ def each_way(request, monkeypatch):
         limit(monkeypatch, look=0.05)
 
 
-def error_of(status, body):
-    """The error that a reply stands for."""
-    headers = {'content-type': 'application/problem+json'}
-    reply = microconnect._ReplyHead(status, len(body), 0.0, '', '', headers)
-    return microconnect._error_from_reply(reply, body)
-
-
 def value_of(body, head=None):
     """What `send` gives for a reply with *body*."""
     head = head or parse_reply(b'HTTP/1.1 200 OK\r\nContent-Type: application/json')
@@ -150,29 +143,13 @@ def decodes(body):
     return ''
 
 
-def new_reader(receive, max_head, is_reply):
-    """The module's reader of requests or replies; *receive* gives it bytes."""
-    module = microconnect
-    kind = (parse_request, module._REQUEST_LINE), (parse_reply, module._STATUS_LINE)
-    return module._Reader(receive, *kind[is_reply], max_head)
-
-
 def connections_of(service, state=''):
     """The connections that a service has open, in this state."""
     return [one for one in service._listener.connections.copy() if state in (one.state, '')]
 
 
-def unread_bytes_of(service):
-    """How many bytes of unfinished requests a service holds."""
-    return sum(len(one.reader.buffer) for one in connections_of(service))
-
-
 def is_stopping(service):
     return service._listener.stop_by is not None
-
-
-def is_closed_by_forks(sock):
-    return sock in microconnect._sockets
 
 
 def watch_calls(monkeypatch, name, seen):
@@ -193,28 +170,6 @@ def address_of(friend):
     return friend._addresses[0]
 
 
-def forget_threads():
-    """Let the next `asend` need a new thread, and the next async rule a new event loop."""
-    microconnect._workers_of.cache_clear()
-    microconnect._loop_of.cache_clear()
-
-
-def connect_by(monkeypatch, wrap):
-    """From now on, let *wrap* replace the socket of each new connection."""
-    dial = microconnect._dial
-    monkeypatch.setattr(microconnect, '_dial', lambda *args: wrap(dial(*args)))
-
-
-def tell_tunnels(monkeypatch, tell):
-    """Call *tell* with the socket of a proxy's tunnel, before anything is written to it."""
-
-    def send(sock, data):
-        tell(sock)
-        socket.socket.sendall(sock, data)
-
-    monkeypatch.setattr(microconnect._Tunnel, 'sendall', send, raising=False)
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """A stopped clock; `clock.shift(seconds)` moves it forward, `go_on` starts it again."""
@@ -225,11 +180,6 @@ def clock(monkeypatch):
     monkeypatch.setattr(microconnect._clock, 'now', lambda: stopped.now)
     yield stopped
     stopped.go_on()
-
-
-def never_log_calls(monkeypatch):
-    """Let a line that is logged for a call be a failure."""
-    monkeypatch.setattr(Microservice, '_log_call', pytest.fail)
 
 
 # -------------------------------------------------------------------------------- helpers: services
@@ -1279,6 +1229,13 @@ STRANGERS = [  # status line, what is raised, `sent`
 # fmt: on
 
 
+def error_of(status, body):
+    """The error that a reply stands for."""
+    headers = {'content-type': 'application/problem+json'}
+    reply = microconnect._ReplyHead(status, len(body), 0.0, '', '', headers)
+    return microconnect._error_from_reply(reply, body)
+
+
 def remote_error(name, message='why', **facts):
     """The error for a reply that tells of an exception."""
     told = {'detail': f'{name}: {message}', 'exception': dict(type=name, base=name, **facts)}
@@ -1428,6 +1385,12 @@ def shown(error):
     """What a tool shows that prints the variables of a traceback, of all errors in the chain."""
     told = traceback.TracebackException.from_exception(error, capture_locals=True)
     return ''.join(told.format())
+
+
+def connect_by(monkeypatch, wrap):
+    """From now on, let *wrap* replace the socket of each new connection."""
+    dial = microconnect._dial
+    monkeypatch.setattr(microconnect, '_dial', lambda *args: wrap(dial(*args)))
 
 
 class TestTracebacks:
@@ -2806,6 +2769,13 @@ STREAMS_OF_MESSAGES = {
 }
 
 
+def new_reader(receive, max_head, is_reply):
+    """The module's reader of requests or replies; *receive* gives it bytes."""
+    module = microconnect
+    kind = (parse_request, module._REQUEST_LINE), (parse_reply, module._STATUS_LINE)
+    return module._Reader(receive, *kind[is_reply], max_head)
+
+
 class Reader:
     """The module's reader, fed with *data* by *cut*, which gives the size of each piece."""
 
@@ -3183,7 +3153,7 @@ OTHERS = [  # bodies that others send; what they call with
 ]
 # fmt: on
 
-NO_CALL = 'the body has to be {"args": [...], "kwargs": {...}, "token": ...}'
+NO_CALL = 'the body is {"args": [...], "kwargs": {...}, "token": ...}, or part of it'
 # fmt: off
 MALFORMED_CALLS = [  # what the service says; bodies
     (NO_CALL, [
@@ -3322,6 +3292,11 @@ class AllAtOnce:
     def all_at_once(self, **given):
         checks = [getattr(self, name) for name in dir(self) if name.startswith('check_')]
         call_all(len(checks), lambda number: checks[number](**given))
+
+
+def unread_bytes_of(service):
+    """How many bytes of unfinished requests a service holds."""
+    return sum(len(one.reader.buffer) for one in connections_of(service))
 
 
 @pytest.mark.usefixtures('each_way')
@@ -3888,6 +3863,10 @@ def complaints():
         warnings.simplefilter('always')
         gc.collect()
     return [str(warning.message) for warning in caught]
+
+
+def is_closed_by_forks(sock):
+    return sock in microconnect._sockets
 
 
 class TestConnections:
@@ -4496,6 +4475,16 @@ def endless_head(sock, _, over):
         sock.sendall(b'a: b\r\n' * 1000)
 
 
+def tell_tunnels(monkeypatch, tell):
+    """Call *tell* with the socket of a proxy's tunnel, before anything is written to it."""
+
+    def send(sock, data):
+        tell(sock)
+        socket.socket.sendall(sock, data)
+
+    monkeypatch.setattr(microconnect._Tunnel, 'sendall', send, raising=False)
+
+
 class TestProxies:
     def test_loopback(self, service, proxies, tls_client, live):
         """A call to this machine goes through no proxy, however it is named."""
@@ -4788,6 +4777,12 @@ def next_callback(loop):
 
     loop.call_soon_threadsafe = schedule_both
     return settled
+
+
+def forget_threads():
+    """Let the next `asend` need a new thread, and the next async rule a new event loop."""
+    microconnect._workers_of.cache_clear()
+    microconnect._loop_of.cache_clear()
 
 
 class TestAsend:
@@ -5933,6 +5928,11 @@ def lines(caplog):
         return f'{line.levelname} {text}'.replace(repr(getattr(line, 'caller', None)), 'ME')
 
     return lambda: [told(line) for line in caplog.records]
+
+
+def never_log_calls(monkeypatch):
+    """Let a line that is logged for a call be a failure."""
+    monkeypatch.setattr(Microservice, '_log_call', pytest.fail)
 
 
 class TestLog:
@@ -7770,7 +7770,7 @@ COMMANDS = [  # the arguments; URL stands for the service's
     ('send URL /lines', 1, '', 'microconnect: /lines at URL: ValueError: one two\n'),
     ('send URL /divide 7', 1, '', 'microconnect: /divide at URL: '),
     ('send URL /divid 7 2', 1, '', "microconnect: /divid at URL: no rule '/divid' here: did you"),
-    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token... by --token'),
+    ('send URL /echo', 1, '', 'microconnect: /echo at URL: /echo needs a token... signs nothing'),
     ('send URL /f a=1 a=2', 2, '', 'microconnect: a is given twice\n'),
     ('send URL /f -x', 2, '', 'usage: ... write -- before words that begin with -'),
     ('--token s3cret-token URL /echo text', 0, '"text"', ''),
